@@ -1,0 +1,3 @@
+//! The `smbdirect` program.
+
+fn main() {}
