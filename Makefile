@@ -1,0 +1,66 @@
+# Verbs for people and for CI; `make help` lists them. The work is done by cargo and scripts/.
+
+CARGO      ?= cargo
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DESTDIR    ?=
+INSTALL    ?= install
+
+# The number of the C ABI (the SONAME's, see build.rs) goes first in the library's file name, then
+# the crate's minor version and patch level.
+ABI        := 1
+VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+LIBFILE    := libsmbdirect.so.$(ABI).$(shell echo $(VERSION) | cut -d. -f2-)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RELEASE    := $(TARGET_DIR)/release
+
+.PHONY: help build run test lint bench header install uninstall clean
+
+help:
+	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
+	@echo 'make test     build and run every test; the last line tells passed, failed, skipped'
+	@echo 'make lint     rustfmt and clippy, warnings denied'
+	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
+	@echo 'make header   generate include/smbdirect.h again'
+	@echo 'make install  library, header, pkg-config file, program (PREFIX=, LIBDIR=, DESTDIR=)'
+	@echo 'make clean    remove what was built'
+
+build:
+	$(CARGO) build --release
+
+run:
+	@scripts/run-demo.sh
+
+test:
+	@scripts/test.sh
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+bench: build
+	$(RELEASE)/smbdirect bench $(BENCH_OPTIONS)
+
+header:
+	SMBDIRECT_UPDATE_HEADER=1 $(CARGO) test --test header
+
+install: build
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
+	$(INSTALL) -m 755 $(RELEASE)/smbdirect '$(DESTDIR)$(BINDIR)/smbdirect'
+	$(INSTALL) -m 755 $(RELEASE)/libsmbdirect.so '$(DESTDIR)$(LIBDIR)/$(LIBFILE)'
+	ln -sf $(LIBFILE) '$(DESTDIR)$(LIBDIR)/libsmbdirect.so.$(ABI)'
+	ln -sf libsmbdirect.so.$(ABI) '$(DESTDIR)$(LIBDIR)/libsmbdirect.so'
+	$(INSTALL) -m 644 include/smbdirect.h '$(DESTDIR)$(INCLUDEDIR)/smbdirect.h'
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' \
+	    -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' smbdirect.pc.in \
+	    > '$(DESTDIR)$(LIBDIR)/pkgconfig/smbdirect.pc'
+
+uninstall:
+	rm -f '$(DESTDIR)$(BINDIR)/smbdirect' '$(DESTDIR)$(LIBDIR)/$(LIBFILE)' \
+	    '$(DESTDIR)$(LIBDIR)/libsmbdirect.so.$(ABI)' '$(DESTDIR)$(LIBDIR)/libsmbdirect.so' \
+	    '$(DESTDIR)$(INCLUDEDIR)/smbdirect.h' '$(DESTDIR)$(LIBDIR)/pkgconfig/smbdirect.pc'
+
+clean:
+	$(CARGO) clean
