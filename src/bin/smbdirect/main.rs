@@ -1,3 +1,53 @@
-//! The `smbdirect` program.
+//! The `smbdirect` program: the engine, and tools round it.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod args;
+mod engine;
+mod failure;
+mod signals;
+mod units;
+
+use failure::Failure;
+
+/// SMB Direct (SMB3 over RDMA) in user space: the engine that serves smbd, and tools.
+#[derive(Parser)]
+#[command(
+    name = "smbdirect",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+#[command(after_help = "Exit status: 0 success, 1 failure, 2 wrong usage.\n\
+    Environment: SMBDIRECT_LOG sets what is logged to standard error, for instance \
+    SMBDIRECT_LOG=debug or SMBDIRECT_LOG=smbdirect::engine=trace,warn (default: info).\n\
+    `smbdirect COMMAND --help` tells more, with examples.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Engine(engine::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("SMBDIRECT_LOG", "info"))
+        .format_timestamp_millis()
+        .init();
+    let outcome = match cli.command {
+        Command::Engine(args) => engine::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("smbdirect: {failure}");
+            failure.exit_code()
+        }
+    }
+}
