@@ -1,0 +1,156 @@
+#![forbid(unsafe_code)]
+//! The handle's end of an area.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{fence, Ordering};
+use std::sync::Arc;
+
+use super::engine::take_flag;
+use super::entry::{CqEntry, SqEntry};
+use super::layout::{at, AreaOptions, Layout, ENTRY_BYTES, MAGIC, RETURN_BYTES};
+use super::record::{self, ConnectionCounters, ConnectionRecord};
+use super::spsc::{Consumer, Full, Producer};
+use super::{RingError, ABI};
+use crate::mem::Region;
+use crate::sys::{Bell, Cleared, Memfd};
+
+/// One handle's area, as the handle holds it.
+#[derive(Debug)]
+pub struct ClientSide {
+    layout: Layout,
+    memfd: Memfd,
+    region: Arc<Region>,
+    bell: Bell,
+    sq: Producer<{ ENTRY_BYTES as usize }>,
+    cq: Consumer<{ ENTRY_BYTES as usize }>,
+    returns: Producer<{ RETURN_BYTES as usize }>,
+}
+
+impl ClientSide {
+    /// Maps an area that the engine has made with `options`.
+    pub fn new(options: &AreaOptions, memfd: OwnedFd, bell: OwnedFd) -> Result<Self, RingError> {
+        let layout = Layout::new(options)?;
+        let size = layout.area_size();
+        let memfd = Memfd::from_fd(memfd, size)
+            .map_err(|error| RingError::Os("cannot use the shared memory", error))?;
+        let region = Region::map_shared(&memfd, size as usize)
+            .map_err(|error| RingError::Os("cannot map the shared memory", error))?;
+        let magic = region.atomic_u64(at::MAGIC)?.load(Ordering::Relaxed);
+        let abi = region.atomic_u32(at::ABI)?.load(Ordering::Relaxed);
+        if magic != MAGIC || abi != ABI {
+            return Err(RingError::Header { magic, abi });
+        }
+        Ok(Self {
+            sq: Producer::new(&region, layout.sq_place())?,
+            cq: Consumer::new(&region, layout.cq_place())?,
+            returns: Producer::new(&region, layout.returns_place())?,
+            layout,
+            memfd,
+            region,
+            bell: Bell::from_fd(bell),
+        })
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The mapping.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// The memory's file descriptor.
+    pub fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    /// Readable when the engine rings, and when it has closed its end.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Writes a submission, invisible until [`ClientSide::submit`].
+    pub fn push_sq(&mut self, entry: &SqEntry) -> Result<Result<(), Full>, RingError> {
+        self.sq.push(&entry.encode())
+    }
+
+    /// Shows the engine all submissions, and rings if it sleeps. Returns whether it rang.
+    pub fn submit(&mut self) -> Result<bool, RingError> {
+        if !self.sq.publish()? {
+            return Ok(false);
+        }
+        // The store of the index above stays before the load of the flag below. Partner: the fence
+        // in `EngineSide::set_sleeping`.
+        fence(Ordering::SeqCst);
+        self.ring_if(at::ENGINE_SLEEPING)
+    }
+
+    /// Returns a receive slot, invisible until [`ClientSide::submit_returns`].
+    pub fn push_return(&mut self, slot: u32) -> Result<Result<(), Full>, RingError> {
+        self.returns.push(&slot.to_ne_bytes())
+    }
+
+    /// Shows the engine all returned slots, and rings if it waits for some. Returns whether it rang.
+    pub fn submit_returns(&mut self) -> Result<bool, RingError> {
+        if !self.returns.publish()? {
+            return Ok(false);
+        }
+        // As in `submit`. Partner: the fence in `EngineSide::set_returns_wanted`.
+        fence(Ordering::SeqCst);
+        self.ring_if(at::RETURNS_WANTED)
+    }
+
+    /// Copies the next completion out.
+    pub fn pop_cq(&mut self) -> Result<Option<CqEntry>, RingError> {
+        match self.cq.pop()? {
+            Some(bytes) => Ok(Some(CqEntry::decode(&bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Lets the engine use the places of all popped completions again.
+    pub fn release(&mut self) -> Result<(), RingError> {
+        self.cq.release()
+    }
+
+    /// Whether the engine was asked to ring and has not yet.
+    pub fn is_armed(&self) -> Result<bool, RingError> {
+        let armed = self.region.atomic_u32(at::CQ_ARMED)?;
+        Ok(armed.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Takes the rings back and asks the engine to ring at its next completion. True: there are
+    /// completions already, for which it may not ring.
+    pub fn arm(&mut self) -> Result<(Cleared, bool), RingError> {
+        let cleared = self.bell.clear();
+        let armed = self.region.atomic_u32(at::CQ_ARMED)?;
+        armed.store(1, Ordering::Relaxed);
+        // The store above stays before the load of the index below. Partner: the fence in
+        // `EngineSide::publish`.
+        fence(Ordering::SeqCst);
+        Ok((cleared, self.cq.pending()? > 0))
+    }
+
+    /// Asks the engine not to ring; true if it had been asked to and has not rung.
+    pub fn disarm(&self) -> Result<bool, RingError> {
+        Ok(take_flag(self.region.atomic_u32(at::CQ_ARMED)?))
+    }
+
+    /// A connection's record; `None`: it has none any more.
+    pub fn connection(
+        &self,
+        connection: u64,
+    ) -> Result<Option<(ConnectionRecord, ConnectionCounters)>, RingError> {
+        record::read(&self.region, &self.layout, connection)
+    }
+
+    fn ring_if(&self, flag: usize) -> Result<bool, RingError> {
+        let rings = take_flag(self.region.atomic_u32(flag)?);
+        if rings {
+            self.bell.ring();
+        }
+        Ok(rings)
+    }
+}
