@@ -9,6 +9,13 @@ use super::region::{MemError, MemSlice};
 /// The most pieces that one call may have (the kernel's UIO_MAXIOV).
 const MAX_PARTS: usize = 1024;
 
+/// Storage of a list of pieces, to be used again by the next list: a caller that keeps it pays no
+/// allocation per call.
+#[derive(Default)]
+pub struct PartsStorage {
+    parts: Vec<libc::iovec>,
+}
+
 /// Pieces to send, in order. Borrows what it names.
 #[derive(Default)]
 pub struct SendParts<'a> {
@@ -21,6 +28,22 @@ impl<'a> SendParts<'a> {
     /// An empty list.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty list in storage that an earlier list has left.
+    pub fn with_storage(storage: PartsStorage) -> Self {
+        let mut parts = storage.parts;
+        parts.clear();
+        Self {
+            parts,
+            ..Self::default()
+        }
+    }
+
+    /// Ends the list and gives its storage back.
+    pub fn into_storage(mut self) -> PartsStorage {
+        self.parts.clear();
+        PartsStorage { parts: self.parts }
     }
 
     /// Adds plain bytes.
@@ -79,6 +102,22 @@ impl<'a> RecvParts<'a> {
     /// An empty list.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty list in storage that an earlier list has left.
+    pub fn with_storage(storage: PartsStorage) -> Self {
+        let mut parts = storage.parts;
+        parts.clear();
+        Self {
+            parts,
+            ..Self::default()
+        }
+    }
+
+    /// Ends the list and gives its storage back.
+    pub fn into_storage(mut self) -> PartsStorage {
+        self.parts.clear();
+        PartsStorage { parts: self.parts }
     }
 
     /// Adds plain room.

@@ -8,5 +8,5 @@
 mod io;
 mod region;
 
-pub use io::{recv_vectored, send_vectored, RecvParts, SendParts};
+pub use io::{recv_vectored, send_vectored, PartsStorage, RecvParts, SendParts};
 pub use region::{MemError, MemSlice, Region};

@@ -7,6 +7,7 @@ mod memfd;
 mod pidfd;
 mod poller;
 mod seqpacket;
+mod tcp;
 
 pub use bell::{Bell, Cleared};
 pub use fork_guard::ForkGuard;
@@ -14,3 +15,4 @@ pub use memfd::Memfd;
 pub use pidfd::Pidfd;
 pub use poller::{Interest, Poller, Ready, Registry};
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, MAX_FDS};
+pub use tcp::max_segment_bytes;
