@@ -76,6 +76,11 @@ impl ClientSide {
         self.sq.push(&entry.encode())
     }
 
+    /// Free entries of the submission ring.
+    pub fn free_sq(&mut self) -> Result<u32, RingError> {
+        self.sq.free()
+    }
+
     /// Shows the engine all submissions, and rings if it sleeps. Returns whether it rang.
     pub fn submit(&mut self) -> Result<bool, RingError> {
         if !self.sq.publish()? {

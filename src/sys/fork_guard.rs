@@ -45,6 +45,25 @@ impl ForkGuard {
 const PAGE_BYTES: usize = 4096;
 const OPENER: u32 = 0x5d1e_c7ed;
 
+/// Runs `child` in a forked child and returns what it returned, for tests. (The C library keeps its
+/// allocator usable in children of threaded processes.)
+#[cfg(test)]
+pub(crate) fn in_forked_child(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs on its copy of this thread and ends below.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(99);
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = -1;
+    // SAFETY: `status` is valid for the call; the child is ours.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    assert!(libc::WIFEXITED(status), "{status:#x}");
+    libc::WEXITSTATUS(status)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,18 +72,7 @@ mod tests {
     fn a_forked_child_is_told_apart() {
         let guard = ForkGuard::new().unwrap();
         assert!(guard.is_opener());
-        // SAFETY: the child calls only functions that are safe after a fork of a threaded process.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            // SAFETY: ends the child at once.
-            unsafe { libc::_exit(i32::from(guard.is_opener())) };
-        }
-        let mut status = -1;
-        // SAFETY: `status` is valid for the call; the child is ours.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        assert!(libc::WIFEXITED(status));
-        assert_eq!(libc::WEXITSTATUS(status), 0);
+        assert_eq!(in_forked_child(|| i32::from(guard.is_opener())), 0);
         assert!(guard.is_opener());
     }
 }

@@ -2,6 +2,8 @@
 //! sockets with file descriptors and credentials.
 
 mod bell;
+mod env;
+mod event;
 mod fork_guard;
 mod memfd;
 mod pidfd;
@@ -10,6 +12,10 @@ mod seqpacket;
 mod tcp;
 
 pub use bell::{Bell, Cleared};
+pub use env::secure_env;
+pub use event::SelfEvent;
+#[cfg(test)]
+pub(crate) use fork_guard::in_forked_child;
 pub use fork_guard::ForkGuard;
 pub use memfd::Memfd;
 pub use pidfd::Pidfd;

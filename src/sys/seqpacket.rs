@@ -124,6 +124,12 @@ impl SeqPacket {
         )
     }
 
+    /// Ends the connection in both directions, also for copies of the descriptor in forked children.
+    pub fn shutdown(&self) {
+        // It fails only for a socket that is not connected any more.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
     /// Waits until there is something to receive (or the other side is gone), or to send. False:
     /// the time is over.
     pub fn wait(&self, to_send: bool, timeout: Duration) -> io::Result<bool> {
