@@ -440,168 +440,6 @@ struct smbd_meminfo {
 };
 
 /**
- * One event. The caller sets size, buffer and buffer_size of each entry.
- */
-struct smbd_event {
-  /**
-   * In: sizeof(struct smbd_event), the same in every entry of an array.
-   */
-  uint32_t size;
-  /**
-   * Out: SMBD_EVENT_*
-   */
-  uint32_t event;
-  /**
-   * Out: flags of the event, see above.
-   */
-  uint32_t flags;
-  /**
-   * Out: 0 or a negative errno.
-   */
-  int32_t status;
-  /**
-   * Out: the connection; 0 for ENGINE_LOST, WRITABLE and OFFERED.
-   */
-  uint64_t connection;
-  /**
-   * Out: the cookie given with the operation.
-   */
-  uint64_t cookie;
-  /**
-   * In: where a received PDU is copied to; may be NULL when buffer_size
-   * is 0.
-   */
-  void *buffer;
-  /**
-   * In: bytes at buffer.
-   */
-  uint32_t buffer_size;
-  /**
-   * Out: bytes of the PDU, or bytes moved by the RDMA operation.
-   */
-  uint32_t length;
-  /**
-   * Out: the token that the peer invalidated.
-   */
-  uint32_t invalidated_token;
-  /**
-   * Out: 0
-   */
-  uint32_t reserved;
-  /**
-   * Out: what to give to smbd_accept or smbd_reject (OFFERED).
-   */
-  uint8_t token[16];
-};
-
-/**
- * One PDU to send: an SMB2 message without the 4-byte length that goes
- * before it on TCP.
- */
-struct smbd_pdu {
-  /**
-   * sizeof(struct smbd_pdu), the same in every entry of an array.
-   */
-  uint32_t size;
-  /**
-   * SMBD_PDU_*
-   */
-  uint32_t flags;
-  /**
-   * The connection.
-   */
-  uint64_t connection;
-  /**
-   * Comes back in the PDU_SENT event.
-   */
-  uint64_t cookie;
-  /**
-   * The pieces of the PDU. Copied by the call.
-   */
-  const struct iovec *iov;
-  /**
-   * How many pieces, 1..=1024.
-   */
-  uint32_t iov_count;
-  /**
-   * The peer's token to invalidate, with SMBD_PDU_INVALIDATE.
-   */
-  uint32_t invalidate_token;
-};
-
-/**
- * A piece of the handle's area.
- */
-struct smbd_segment {
-  /**
-   * Where it starts, from the start of the area; inside the RDMA buffers.
-   */
-  uint64_t offset;
-  /**
-   * Bytes, at least 1.
-   */
-  uint64_t length;
-};
-
-/**
- * Memory of a peer, or of ours offered to a peer ([MS-SMBD] 2.2.3.1), in
- * host byte order.
- */
-struct smbd_descriptor {
-  /**
-   * Where the memory starts, in the owner's addressing.
-   */
-  uint64_t offset;
-  /**
-   * The steering tag / remote key.
-   */
-  uint32_t token;
-  /**
-   * Bytes.
-   */
-  uint32_t length;
-};
-
-/**
- * One RDMA operation. It moves the sum of the segments' lengths; the
- * descriptors together must be at least that long.
- */
-struct smbd_rdma_op {
-  /**
-   * sizeof(struct smbd_rdma_op), the same in every entry of an array.
-   */
-  uint32_t size;
-  /**
-   * SMBD_RDMA_*; exactly one of READ and WRITE.
-   */
-  uint32_t flags;
-  /**
-   * The connection.
-   */
-  uint64_t connection;
-  /**
-   * Comes back in the completion event.
-   */
-  uint64_t cookie;
-  /**
-   * Local memory, in order.
-   */
-  const struct smbd_segment *segments;
-  /**
-   * The peer's memory, in order.
-   */
-  const struct smbd_descriptor *descriptors;
-  /**
-   * How many segments, 1..=1024.
-   */
-  uint32_t segment_count;
-  /**
-   * How many descriptors, 1..=65536.
-   */
-  uint32_t descriptor_count;
-};
-
-/**
  * Where to wait for peers.
  */
 struct smbd_listen_options {
@@ -842,6 +680,168 @@ struct smbd_interface {
   char reason[104];
 };
 
+/**
+ * One event. The caller sets size, buffer and buffer_size of each entry.
+ */
+struct smbd_event {
+  /**
+   * In: sizeof(struct smbd_event), the same in every entry of an array.
+   */
+  uint32_t size;
+  /**
+   * Out: SMBD_EVENT_*
+   */
+  uint32_t event;
+  /**
+   * Out: flags of the event, see above.
+   */
+  uint32_t flags;
+  /**
+   * Out: 0 or a negative errno.
+   */
+  int32_t status;
+  /**
+   * Out: the connection; 0 for ENGINE_LOST, WRITABLE and OFFERED.
+   */
+  uint64_t connection;
+  /**
+   * Out: the cookie given with the operation.
+   */
+  uint64_t cookie;
+  /**
+   * In: where a received PDU is copied to; may be NULL when buffer_size
+   * is 0.
+   */
+  void *buffer;
+  /**
+   * In: bytes at buffer.
+   */
+  uint32_t buffer_size;
+  /**
+   * Out: bytes of the PDU, or bytes moved by the RDMA operation.
+   */
+  uint32_t length;
+  /**
+   * Out: the token that the peer invalidated.
+   */
+  uint32_t invalidated_token;
+  /**
+   * Out: 0
+   */
+  uint32_t reserved;
+  /**
+   * Out: what to give to smbd_accept or smbd_reject (OFFERED).
+   */
+  uint8_t token[16];
+};
+
+/**
+ * One PDU to send: an SMB2 message without the 4-byte length that goes
+ * before it on TCP.
+ */
+struct smbd_pdu {
+  /**
+   * sizeof(struct smbd_pdu), the same in every entry of an array.
+   */
+  uint32_t size;
+  /**
+   * SMBD_PDU_*
+   */
+  uint32_t flags;
+  /**
+   * The connection.
+   */
+  uint64_t connection;
+  /**
+   * Comes back in the PDU_SENT event.
+   */
+  uint64_t cookie;
+  /**
+   * The pieces of the PDU. Copied by the call.
+   */
+  const struct iovec *iov;
+  /**
+   * How many pieces, 1..=1024.
+   */
+  uint32_t iov_count;
+  /**
+   * The peer's token to invalidate, with SMBD_PDU_INVALIDATE.
+   */
+  uint32_t invalidate_token;
+};
+
+/**
+ * A piece of the handle's area.
+ */
+struct smbd_segment {
+  /**
+   * Where it starts, from the start of the area; inside the RDMA buffers.
+   */
+  uint64_t offset;
+  /**
+   * Bytes, at least 1.
+   */
+  uint64_t length;
+};
+
+/**
+ * Memory of a peer, or of ours offered to a peer ([MS-SMBD] 2.2.3.1), in
+ * host byte order.
+ */
+struct smbd_descriptor {
+  /**
+   * Where the memory starts, in the owner's addressing.
+   */
+  uint64_t offset;
+  /**
+   * The steering tag / remote key.
+   */
+  uint32_t token;
+  /**
+   * Bytes.
+   */
+  uint32_t length;
+};
+
+/**
+ * One RDMA operation. It moves the sum of the segments' lengths; the
+ * descriptors together must be at least that long.
+ */
+struct smbd_rdma_op {
+  /**
+   * sizeof(struct smbd_rdma_op), the same in every entry of an array.
+   */
+  uint32_t size;
+  /**
+   * SMBD_RDMA_*; exactly one of READ and WRITE.
+   */
+  uint32_t flags;
+  /**
+   * The connection.
+   */
+  uint64_t connection;
+  /**
+   * Comes back in the completion event.
+   */
+  uint64_t cookie;
+  /**
+   * Local memory, in order.
+   */
+  const struct smbd_segment *segments;
+  /**
+   * The peer's memory, in order.
+   */
+  const struct smbd_descriptor *descriptors;
+  /**
+   * How many segments, 1..=1024.
+   */
+  uint32_t segment_count;
+  /**
+   * How many descriptors, 1..=65536.
+   */
+  uint32_t descriptor_count;
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -888,7 +888,7 @@ const char *smbd_last_error(const struct smbd_handle *handle);
  * Sends the library's log lines to callback. Without it they are dropped.
  *
  * Parameters: callback: NULL stops it; user_data: given to callback; max_level: SMBD_LOG_*.
- * Returns: 0.
+ * Returns: 0; -EINVAL: no such level; -EBUSY: the program, written in Rust, has its own logger.
  * Threads: process-wide; call it before the first smbd_open.
  */
 int smbd_set_log_callback(smbd_log_callback callback,
@@ -930,7 +930,8 @@ int smbd_close_after_fork(struct smbd_handle *handle);
  * smbd_get_meminfo).
  *
  * Parameters: handle.
- * Returns: 0; -EALREADY: the engine was not lost; else as smbd_open, and it can be tried again.
+ * Returns: 0; -EALREADY: the engine was not lost; -EBUSY: events are left, ENGINE_LOST being the
+ * last of them; else as smbd_open, and it can be tried again.
  */
 int smbd_reconnect(struct smbd_handle *handle);
 
@@ -985,6 +986,114 @@ int smbd_set_session(struct smbd_handle *handle,
 int smbd_get_meminfo(struct smbd_handle *handle, struct smbd_meminfo *out_info);
 
 /**
+ * Ends one connection. PDUs taken before still leave, for at most 5 seconds. The DISCONNECTED
+ * event follows with a status: 0: ended by us; -ECONNRESET: by the peer; -ETIMEDOUT: the peer
+ * went silent; -EPROTO: the peer broke the protocol; -EREMCHG: handed over to another handle;
+ * -ECONNREFUSED: the peer refused; -ENETDOWN: the engine is gone; -ECONNABORTED: the fabric
+ * failed.
+ *
+ * Parameters: handle; connection.
+ * Returns: 0; -ENOTCONN.
+ */
+int smbd_disconnect(struct smbd_handle *handle,
+                    uint64_t connection);
+
+/**
+ * Takes over an offered connection, or one that smbd_export has given a token for.
+ *
+ * Parameters: handle; token: 16 bytes; out_connection: gets the connection.
+ * Returns: 0; -ENOENT: unknown or expired token; -ENOSPC: the handle has max_connections
+ * already, or no receive slots; -EMSGSIZE: its receive slots are too small.
+ */
+int smbd_accept(struct smbd_handle *handle,
+                const uint8_t *token,
+                uint64_t *out_connection);
+
+/**
+ * Refuses an offered connection.
+ *
+ * Parameters: handle: the parent's; token: 16 bytes.
+ * Returns: 0; -ENOENT; -EPERM: not the parent handle.
+ */
+int smbd_reject(struct smbd_handle *handle, const uint8_t *token);
+
+/**
+ * Makes a token with which another handle of the same user takes this connection over. Until
+ * then the connection stays here, but delivers no PDUs: those that come go to the new owner.
+ * At the hand-over it ends here with -EREMCHG. If this process ends first the engine keeps the
+ * connection for 10 seconds. smbd_set_receive makes the token void and the PDUs come here again.
+ *
+ * Parameters: handle; connection; out_token: gets 16 bytes.
+ * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here: take them with smbd_get_events first.
+ */
+int smbd_export(struct smbd_handle *handle,
+                uint64_t connection,
+                uint8_t *out_token);
+
+/**
+ * Listens for peers on an address, until smbd_unlisten or the end of the handle.
+ *
+ * Parameters: handle: the parent's; options; out_address: gets the address with the port taken,
+ * may be NULL.
+ * Returns: 0; -EADDRINUSE; -EADDRNOTAVAIL; -EACCES; -EINVAL; -EPERM: not the parent handle;
+ * -EOPNOTSUPP: no such fabric in this build.
+ */
+int smbd_listen(struct smbd_handle *handle,
+                const struct smbd_listen_options *options,
+                struct sockaddr_storage *out_address);
+
+/**
+ * Stops listening on an address.
+ *
+ * Parameters: handle; options: as given to smbd_listen, with the port that was taken.
+ * Returns: 0; -ENOENT.
+ */
+int smbd_unlisten(struct smbd_handle *handle,
+                  const struct smbd_listen_options *options);
+
+/**
+ * Connects to a peer as a client. ATTACHED follows when the connection is negotiated, else
+ * DISCONNECTED with the reason.
+ *
+ * Parameters: handle; options; out_connection: gets the connection.
+ * Returns: 0; -EINVAL; -ENOSPC: max_connections; -EOPNOTSUPP: no such fabric in this build.
+ */
+int smbd_connect(struct smbd_handle *handle,
+                 const struct smbd_connect_options *options,
+                 uint64_t *out_connection);
+
+/**
+ * A connection's addresses, negotiated values and counters. Makes no system call.
+ *
+ * Parameters: handle; connection; out_info: size set by the caller.
+ * Returns: 0; -ENOTCONN.
+ */
+int smbd_get_connection_info(struct smbd_handle *handle,
+                             uint64_t connection,
+                             struct smbd_connection_info *out_info);
+
+/**
+ * What the handle has done so far. Makes no system call.
+ *
+ * Parameters: handle; out_statistics: size set by the caller.
+ * Returns: 0; -EINVAL.
+ */
+int smbd_get_statistics(struct smbd_handle *handle,
+                        struct smbd_statistics *out_statistics);
+
+/**
+ * The addresses of this host, and on which of them the engine takes SMB Direct connections now.
+ *
+ * Parameters: handle; interfaces: array, size set in each entry; count: its entries; out_total:
+ * gets how many there are, may be NULL.
+ * Returns: how many entries were filled.
+ */
+int smbd_query_interfaces(struct smbd_handle *handle,
+                          struct smbd_interface *interfaces,
+                          uint32_t count,
+                          uint32_t *out_total);
+
+/**
  * Takes events: fills the array with as many as there are and fit. With events waiting it makes
  * no system call. Never blocks.
  *
@@ -992,7 +1101,8 @@ int smbd_get_meminfo(struct smbd_handle *handle, struct smbd_meminfo *out_info);
  * entries, 1..=65536; out_remaining: gets how many events are known to remain (0: none), may be
  * NULL.
  * Returns: how many entries were filled. An entry with status -EMSGSIZE is the last one filled:
- * its PDU stays. -EINVAL.
+ * its PDU stays, and all events behind it. -EINVAL: count, the first entry's size, or a buffer that
+ * is NULL with a buffer_size; no event is lost then.
  */
 int smbd_get_events(struct smbd_handle *handle,
                     struct smbd_event *events,
@@ -1001,7 +1111,86 @@ int smbd_get_events(struct smbd_handle *handle,
 
 /**
  * Stops (or starts again) the delivery of received PDUs of one connection. While it is stopped
- * they stay where they are and the peer runs out of credits.
+ * they stay where they are and the peer runs out of credits; if the connection ends meanwhile they
+ * are dropped, so that DISCONNECTED is told at once. Starting also takes back an smbd_export.
+ *
+ * Parameters: handle; connection; enable: 0 stops, 1 starts.
+ * Returns: 0; -ENOTCONN: no such connection.
+ */
+int smbd_set_receive(struct smbd_handle *handle,
+                     uint64_t connection,
+                     int enable);
+
+/**
+ * Sends PDUs. Their bytes are copied before it returns.
+ *
+ * Parameters: handle; pdus: array; count: its entries, 1..=65536.
+ * Returns: how many were taken, the first n of the array; fewer than count means back-pressure
+ * (or, at the entry after, an error that a call starting there returns). Nothing taken: -EAGAIN:
+ * wait for SMBD_EVENT_WRITABLE; -EMSGSIZE: larger than the peer's MaxFragmentedSize or than the
+ * send area; -ENOTCONN; -EINVAL.
+ */
+int smbd_send_pdus(struct smbd_handle *handle,
+                   const struct smbd_pdu *pdus,
+                   uint32_t count);
+
+/**
+ * Starts RDMA READs and WRITEs. A WRITE followed by smbd_send_pdus on the same connection needs
+ * no wait between them: the peer sees the data before the PDU.
+ *
+ * Parameters: handle; ops: array; count: its entries, 1..=65536.
+ * Returns: how many were taken, as smbd_send_pdus. Nothing taken: -EAGAIN; -ENOTCONN; -EINVAL:
+ * a segment outside the RDMA buffers, an empty segment, descriptors shorter than the segments;
+ * -EMSGSIZE: longer than the connection's max_read_write_size.
+ */
+int smbd_rdma_read_write(struct smbd_handle *handle,
+                         const struct smbd_rdma_op *ops,
+                         uint32_t count);
+
+/**
+ * Lets the peer of one connection read or write a piece of the RDMA buffers ([MS-SMBD] 3.1.4.3).
+ * A client needs it.
+ *
+ * Parameters: handle; connection; segment; access: SMBD_ACCESS_*; out_descriptor: what to tell
+ * the peer.
+ * Returns: 0; -EINVAL; -ENOTCONN; -ENOSPC: too many registrations.
+ */
+int smbd_register_buffer(struct smbd_handle *handle,
+                         uint64_t connection,
+                         const struct smbd_segment *segment,
+                         uint32_t access,
+                         struct smbd_descriptor *out_descriptor);
+
+/**
+ * Takes that right back ([MS-SMBD] 3.1.4.4). After it returned the peer cannot reach the memory.
+ *
+ * Parameters: handle; connection; token.
+ * Returns: 0; -ENOENT: not registered, or the peer has invalidated it; -ENOTCONN.
+ */
+int smbd_deregister_buffer(struct smbd_handle *handle,
+                           uint64_t connection,
+                           uint32_t token);
+
+/**
+ * Takes events: fills the array with as many as there are and fit. With events waiting it makes
+ * no system call. Never blocks.
+ *
+ * Parameters: handle; events: array, size, buffer and buffer_size set in each entry; count: its
+ * entries, 1..=65536; out_remaining: gets how many events are known to remain (0: none), may be
+ * NULL.
+ * Returns: how many entries were filled. An entry with status -EMSGSIZE is the last one filled:
+ * its PDU stays, and all events behind it. -EINVAL: count, the first entry's size, or a buffer that
+ * is NULL with a buffer_size; no event is lost then.
+ */
+int smbd_get_events(struct smbd_handle *handle,
+                    struct smbd_event *events,
+                    uint32_t count,
+                    uint32_t *out_remaining);
+
+/**
+ * Stops (or starts again) the delivery of received PDUs of one connection. While it is stopped
+ * they stay where they are and the peer runs out of credits; if the connection ends meanwhile they
+ * are dropped, so that DISCONNECTED is told at once. Starting also takes back an smbd_export.
  *
  * Parameters: handle; connection; enable: 0 stops, 1 starts.
  * Returns: 0; -ENOTCONN: no such connection.
@@ -1094,12 +1283,12 @@ int smbd_reject(struct smbd_handle *handle, const uint8_t *token);
 
 /**
  * Makes a token with which another handle of the same user takes this connection over. Until
- * then the connection stays here; at the hand-over it ends here with -EREMCHG. If this process
- * ends first the engine keeps the connection for 10 seconds. PDUs that were not taken with
- * smbd_get_events before the hand-over go to the new owner.
+ * then the connection stays here, but delivers no PDUs: those that come go to the new owner.
+ * At the hand-over it ends here with -EREMCHG. If this process ends first the engine keeps the
+ * connection for 10 seconds. smbd_set_receive makes the token void and the PDUs come here again.
  *
  * Parameters: handle; connection; out_token: gets 16 bytes.
- * Returns: 0; -ENOTCONN.
+ * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here: take them with smbd_get_events first.
  */
 int smbd_export(struct smbd_handle *handle,
                 uint64_t connection,

@@ -13,6 +13,8 @@ fn committed_header_is_up_to_date() {
         .with_config(config)
         .with_src(root.join("src/capi/types.rs"))
         .with_src(root.join("src/capi/mod.rs"))
+        .with_src(root.join("src/capi/data.rs"))
+        .with_src(root.join("src/capi/connections.rs"))
         .generate()
         .expect("cbindgen")
         .write(&mut generated);

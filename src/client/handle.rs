@@ -148,12 +148,10 @@ impl Handle {
         })
     }
 
-    /// Ends the handle in good order: when it returns, the engine has dropped it. In a process that
-    /// did not open it this is an error that gives the handle back.
-    pub fn close(mut self) -> Result<(), (Self, ClientError)> {
-        if let Err(error) = self.check_opener() {
-            return Err((self, error));
-        }
+    /// Ends the handle in good order: when it returns, the engine has dropped it. Only dropping the
+    /// handle is sensible afterwards (which alone also ends it, but without waiting).
+    pub fn close(&mut self) -> Result<(), ClientError> {
+        self.check_opener()?;
         // An engine that does not answer sees the end of the socket.
         if !self.is_lost {
             let _ = self.link.caller.call(&Request::Close, self.options.timeout);
@@ -162,16 +160,9 @@ impl Handle {
         Ok(())
     }
 
-    /// Drops an inherited handle in a forked child, so that its opener notices nothing.
-    pub fn close_after_fork(self) -> Result<(), (Self, ClientError)> {
-        if self.opener.is_opener() {
-            let text = "this process opened the handle: use smbd_close";
-            return Err((self, ClientError::new(libc::EPERM, text)));
-        }
-        // The area is not mapped here (MADV_DONTFORK). Its addresses may hold something else by
-        // now, which must not be unmapped: a reference that is never dropped prevents that.
-        std::mem::forget(self.link.ring.region().clone());
-        Ok(())
+    /// Whether this process is the one that opened the handle.
+    pub fn is_opener(&self) -> bool {
+        self.opener.is_opener()
     }
 
     /// Connects again when the engine was lost, and repeats parameters, sessions and listeners.
@@ -278,6 +269,19 @@ impl Handle {
     pub(super) fn forget_bell(&mut self) {
         // It was added when the link was made, and its descriptor is still open.
         let _ = epoll::delete(&self.epoll, self.link.ring.bell());
+    }
+}
+
+impl Drop for Handle {
+    /// In a forked child the opener notices nothing of it.
+    fn drop(&mut self) {
+        if self.opener.is_opener() {
+            self.link.caller.socket().shutdown();
+        } else {
+            // The area is not mapped here (MADV_DONTFORK). Its addresses may hold something else by
+            // now, which must not be unmapped: a reference that is never dropped prevents that.
+            std::mem::forget(self.link.ring.region().clone());
+        }
     }
 }
 
