@@ -1,0 +1,38 @@
+//! What the tests of the built library share.
+#![allow(dead_code)] // Each test uses a part of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The `smbdirect` program.
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_smbdirect"))
+}
+
+/// The shared library that was built together with this test.
+pub fn library() -> PathBuf {
+    let directory = program().parent().unwrap();
+    let path = directory.join("deps/libsmbdirect.so");
+    assert!(path.exists(), "{} is not there", path.display());
+    path
+}
+
+/// Tells that a test was not made.
+pub fn skip(name: &str, reason: &str) {
+    println!("SKIP: {name}: {reason}");
+}
+
+/// Whether a tool cannot be started.
+pub fn tool_is_missing(tool: &str) -> bool {
+    Command::new(tool)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_err()
+}
