@@ -409,7 +409,7 @@ impl<B, M: Clone> Connection<B, M> {
     }
 
     /// Bounds the receives posted and granted, beside ReceiveCreditMax and the peer's wish; for
-    /// the time before a connection has an owner. At least 1; raising it makes the peer get the
+    /// the time before a connection has an owner. At least 2; raising it makes the peer get the
     /// rest at the next `poll`, lowering it takes nothing back.
     pub fn set_receive_limit(&mut self, limit: u16) {
         self.credits.set_limit(limit);

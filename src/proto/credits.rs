@@ -66,7 +66,7 @@ impl Credits {
     }
 
     pub(super) fn set_limit(&mut self, limit: u16) {
-        self.limit = limit.max(1);
+        self.limit = limit.max(LIMIT_MIN);
     }
 
     /// Receives aimed at, and the most ever granted. Lowering it takes nothing back.
@@ -103,14 +103,20 @@ impl Credits {
     }
 
     /// How many receives to ask the caller for, 0 if none. Small gaps are left to grow unless
-    /// `urgent`, so that receives are posted in batches.
-    pub(super) fn wanted(&mut self, urgent: bool) -> u16 {
+    /// `urgent`, so that receives are posted in batches. With `is_last_credit` a message waits
+    /// that will need something to grant.
+    pub(super) fn wanted(&mut self, urgent: bool, is_last_credit: bool) -> u16 {
         if self.refused {
             return 0;
         }
         let level = self.level();
-        let gap = level.saturating_sub(self.posted);
-        if gap == 0 || (gap < level / POST_BATCH_DIVISOR && !urgent && self.granted > 1) {
+        let mut gap = level.saturating_sub(self.posted);
+        if gap == 0 && is_last_credit && self.posted == self.granted && self.posted < self.max {
+            gap = 1;
+        }
+        if gap == 0
+            || (gap < level / POST_BATCH_DIVISOR && !urgent && !is_last_credit && self.granted > 1)
+        {
             return 0;
         }
         self.asked = gap;
@@ -139,19 +145,28 @@ impl Credits {
 
     /// Credits an ordinary message may grant.
     pub(super) fn grantable(&self) -> u16 {
-        let level = self.level();
-        let reserve = u16::from(level >= RESERVE_FROM_LEVEL);
-        self.grantable_to(level - reserve)
+        let bound = self.level().min(self.posted);
+        let reserve = u16::from(bound >= RESERVE_FROM);
+        (bound - reserve).saturating_sub(self.granted)
     }
 
-    /// Credits that the message spending our last send credit may grant; also those for the
-    /// answer to a probe when there are no others.
+    /// Credits that may be granted without keeping any back: by the Negotiate Response, and by
+    /// the answer to a probe when there are no others.
     pub(super) fn grantable_with_reserve(&self) -> u16 {
-        self.grantable_to(self.level())
+        self.level().min(self.posted).saturating_sub(self.granted)
     }
 
-    fn grantable_to(&self, level: u16) -> u16 {
-        level.min(self.posted).saturating_sub(self.granted)
+    /// Credits that the message spending our last send credit may grant.
+    ///
+    /// When the peer has all it asked for, still one: it may have lowered its target (or the
+    /// owner the limit) below what it holds, and then no other rule would ever let the message
+    /// go. `[MS-SMBD] 3.1.5.9` demands a receive to be posted in this case. The peer's holdings
+    /// cannot grow by this, as it needs a message of its own to give us the next credit.
+    pub(super) fn grantable_with_last_credit(&self) -> u16 {
+        match self.grantable_with_reserve() {
+            0 => self.posted.saturating_sub(self.granted).min(1),
+            grantable => grantable,
+        }
     }
 
     /// The peer is told of `count` more receives, which one of the `grantable` above yielded.
@@ -181,8 +196,11 @@ impl Credits {
 
 /// Receives are posted when an eighth of the level is missing.
 const POST_BATCH_DIVISOR: u16 = 8;
-/// From this level on one credit is held back.
-const RESERVE_FROM_LEVEL: u16 = 3;
+/// Two sides that lower what they give to one credit, while each holds one, could neither spend it
+/// (nothing to grant) nor get another. One side with two to give is enough.
+const LIMIT_MIN: u16 = 2;
+/// From this many possible credits on one is held back.
+const RESERVE_FROM: u16 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -191,7 +209,7 @@ mod tests {
     fn filled(target: u16, max: u16) -> Credits {
         let mut c = Credits::new(max);
         c.set_target(target);
-        let asked = c.wanted(true);
+        let asked = c.wanted(true, false);
         c.on_posted(asked);
         c.on_granted(c.grantable_with_reserve());
         c
@@ -206,7 +224,7 @@ mod tests {
         assert_eq!(c.granted(), 255, "nothing is taken back");
         assert_eq!(c.grantable_with_reserve(), 0);
         c.set_limit(0);
-        assert_eq!(c.level(), 1);
+        assert_eq!(c.level(), 2);
     }
 
     #[test]
@@ -214,31 +232,31 @@ mod tests {
         let mut c = filled(255, 255);
         for _ in 0..30 {
             assert!(c.on_data_received());
-            assert_eq!(c.wanted(false), 0);
+            assert_eq!(c.wanted(false, false), 0);
         }
         assert!(c.on_data_received());
-        assert_eq!(c.wanted(false), 31);
+        assert_eq!(c.wanted(false, false), 31);
         c.on_posted(31);
         assert!(c.on_data_received());
-        assert_eq!(c.wanted(true), 1);
+        assert_eq!(c.wanted(true, false), 1);
     }
 
     #[test]
     fn a_refusal_stops_the_questions_until_there_is_room() {
         let mut c = Credits::new(255);
         c.set_target(10);
-        assert_eq!(c.wanted(true), 10);
+        assert_eq!(c.wanted(true, false), 10);
         c.on_posted(4);
         assert_eq!(c.posted(), 4);
-        assert_eq!(c.wanted(true), 0);
+        assert_eq!(c.wanted(true, false), 0);
         c.on_room();
-        assert_eq!(c.wanted(true), 6);
+        assert_eq!(c.wanted(true, false), 6);
         c.on_posted(u16::MAX);
         assert_eq!(c.posted(), 10, "an answer above the question is cut");
         assert!(c.on_negotiate_received());
-        assert_eq!(c.wanted(true), 1);
+        assert_eq!(c.wanted(true, false), 1);
         c.expire_question();
-        assert_eq!((c.posted(), c.wanted(true)), (9, 0));
+        assert_eq!((c.posted(), c.wanted(true, false)), (9, 0));
     }
 
     #[test]
@@ -255,10 +273,24 @@ mod tests {
     fn one_credit_is_held_back_for_the_last_message() {
         let mut c = filled(10, 255);
         assert!(c.on_data_received());
-        let n = c.wanted(true);
+        let n = c.wanted(true, false);
         c.on_posted(n);
         assert_eq!(c.grantable(), 0);
         assert_eq!(c.grantable_with_reserve(), 1);
+    }
+
+    #[test]
+    fn the_last_credit_always_finds_something_to_grant() {
+        let mut c = filled(10, 11);
+        c.set_limit(5);
+        assert_eq!(c.wanted(true, false), 0);
+        assert_eq!(c.grantable_with_last_credit(), 0);
+        assert_eq!(c.wanted(false, true), 1);
+        c.on_posted(1);
+        assert_eq!((c.grantable(), c.grantable_with_reserve()), (0, 0));
+        assert_eq!(c.grantable_with_last_credit(), 1);
+        c.on_granted(1);
+        assert_eq!(c.wanted(false, true), 0, "ReceiveCreditMax holds");
     }
 
     #[test]
@@ -267,7 +299,7 @@ mod tests {
         let mut due = Vec::new();
         for _ in 0..10 {
             assert!(c.on_data_received());
-            let n = c.wanted(true);
+            let n = c.wanted(true, false);
             c.on_posted(n);
             due.push(c.empty_grant());
         }
@@ -282,7 +314,7 @@ mod tests {
             while c.granted() > 1 || c.granted() == target {
                 assert!(c.on_data_received());
             }
-            let n = c.wanted(true);
+            let n = c.wanted(true, false);
             c.on_posted(n);
             assert_eq!(c.empty_grant(), EmptyGrant::Single, "target {target}");
         }

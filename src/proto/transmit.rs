@@ -55,11 +55,12 @@ impl<B, M: Clone> Connection<B, M> {
             // The negotiate message has used up its receive, or is about to.
             Phase::Connecting(Some(_)) | Phase::Refusing(..) | Phase::Refused(_) => return 0,
             Phase::Connecting(None) | Phase::Requesting | Phase::Responding(_) => true,
-            Phase::Established => {
-                self.send_immediate || (self.send_credits == 1 && !self.queue.is_empty())
-            }
+            Phase::Established => self.send_immediate,
         };
-        self.credits.wanted(urgent)
+        let is_last_credit = self.phase == Phase::Established
+            && self.send_credits == 1
+            && (!self.queue.is_empty() || self.send_immediate || self.keepalive.is_pending());
+        self.credits.wanted(urgent, is_last_credit)
     }
 
     fn poll_send(&mut self, now: Instant) -> Option<Output<B, M>> {
@@ -133,7 +134,7 @@ impl<B, M: Clone> Connection<B, M> {
         match self.send_credits {
             0 => return None,
             1 => {
-                grant = self.credits.grantable_with_reserve();
+                grant = self.credits.grantable_with_last_credit();
                 if grant == 0 {
                     return None;
                 }
