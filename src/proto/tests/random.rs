@@ -95,7 +95,7 @@ fn run(seed: u64) {
         for (end, other) in [(0, 1), (1, 0)] {
             let held = pair.ends[end].conn.send_credits();
             let given = pair.ends[other].conn.receive_credits();
-            assert_eq!(held, given.into(), "seed {seed}");
+            assert_eq!(held, u32::from(given), "seed {seed}");
         }
     }
     let before = pair.carried;
