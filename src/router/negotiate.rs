@@ -298,9 +298,9 @@ pub fn filetime(since_unix_epoch: Duration) -> u64 {
 ///
 /// # Errors
 /// The [`Refusal`] to send before the connection is dropped:
-/// - [`RouteError::NoCommonDialect`]: STATUS_NOT_SUPPORTED
+/// - [`RouteError::NoCommonDialect`], no 3.x dialect that both have: STATUS_NOT_SUPPORTED
 /// - [`RouteError::Context`]: 3.1.1 with malformed contexts, STATUS_INVALID_PARAMETER
-/// - [`RouteError::NoCommonHash`]: STATUS_SMB_NO_PREAUTH_INTEGRITY_HASH_OVERLAP
+/// - [`RouteError::NoCommonHash`], no SHA-512: STATUS_SMB_NO_PREAUTH_INTEGRITY_HASH_OVERLAP
 /// - [`RouteError::Config`]: `config` fails its [`check`](ServerConfig::check), STATUS_UNSUCCESSFUL
 pub fn answer_negotiate(
     request: &NegotiateRequest,
