@@ -2,8 +2,13 @@
 
 use crate::mem::{MemError, MemSlice};
 
-/// Fits the L1 cache beside what else is in use.
-const CHUNK: usize = 8 << 10;
+/// Room for copies of shared memory. Fits the L1 cache beside what else is in use.
+pub(super) type Chunk = Box<[u8; 8 << 10]>;
+
+/// A chunk to keep.
+pub(super) fn chunk() -> Chunk {
+    Box::new([0; 8 << 10])
+}
 
 /// Goes on with `crc` over plain bytes.
 pub(super) fn append(crc: u32, bytes: &[u8]) -> u32 {
@@ -17,10 +22,10 @@ pub(super) fn append_mem(
     memory: &MemSlice,
     mut offset: usize,
     mut len: usize,
+    chunk: &mut Chunk,
 ) -> Result<u32, MemError> {
-    let mut chunk = [0; CHUNK];
     while len > 0 {
-        let n = len.min(CHUNK);
+        let n = len.min(chunk.len());
         let bytes = &mut chunk[..n];
         memory.read(offset, bytes)?;
         crc = append(crc, bytes);
@@ -46,9 +51,9 @@ mod tests {
         let bytes: Vec<u8> = (0..50_000u32).map(|i| (i * 7 >> 3) as u8).collect();
         let memory = MemSlice::from_bytes(&bytes).unwrap();
         assert_eq!(
-            append_mem(5, &memory, 3, 40_000).unwrap(),
+            append_mem(5, &memory, 3, 40_000, &mut chunk()).unwrap(),
             append(5, &bytes[3..40_003])
         );
-        assert!(append_mem(0, &memory, 3, 50_000).is_err());
+        assert!(append_mem(0, &memory, 3, 50_000, &mut chunk()).is_err());
     }
 }

@@ -37,6 +37,7 @@ const BUDGET: usize = 1 << 20;
 pub(super) struct ReceiveTools {
     pub(super) scratch: Box<[u8]>,
     pub(super) storage: PartsStorage,
+    chunk: crc::Chunk,
 }
 
 impl ReceiveTools {
@@ -44,6 +45,7 @@ impl ReceiveTools {
         Self {
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             storage: PartsStorage::default(),
+            chunk: crc::chunk(),
         }
     }
 }
@@ -248,7 +250,7 @@ impl Qp {
             };
             let placed = n.min(direct);
             if placed > 0 {
-                self.placed_directly(placed)?;
+                self.placed_directly(placed, &mut tools.chunk)?;
             }
             // A scratch full of small frames: receive more per call again.
             if n == direct + cap {
@@ -312,10 +314,11 @@ impl Qp {
     }
 
     /// `n` bytes of payload are in place already.
-    fn placed_directly(&mut self, n: usize) -> Result<(), End> {
+    fn placed_directly(&mut self, n: usize, chunk: &mut crc::Chunk) -> Result<(), End> {
         if self.rx.with_crc {
             if let Some((memory, at)) = self.target_memory(self.rx.target)? {
-                self.rx.crc = crc::append_mem(self.rx.crc, memory, at, n).map_err(out_of_memory)?;
+                self.rx.crc =
+                    crc::append_mem(self.rx.crc, memory, at, n, chunk).map_err(out_of_memory)?;
             }
         }
         self.advance(n);

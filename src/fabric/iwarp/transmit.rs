@@ -88,6 +88,7 @@ impl Item {
 pub(super) struct SendTools {
     pub(super) storage: PartsStorage,
     pub(super) pool: StagePool,
+    pub(super) chunk: crc::Chunk,
 }
 
 /// How a pump ended.
@@ -129,8 +130,13 @@ pub(super) struct Transmit {
 }
 
 /// Payload up to this many bytes is copied into the stage; larger payload is named to the kernel
-/// where it lies.
-pub(super) const COPY_MAX: usize = 4 << 10;
+/// where it lies. Measured on loopback, CPU of both sides for 1 GiB of RDMA WRITEs, copied against
+/// named: ULPDUs of 256 bytes 0.91 s : 1.28 s, of 600 bytes 0.70 : 0.79, of 1,442 bytes 0.69 : 0.62
+/// (and 30 % more throughput), of 64 KiB 0.62 : 0.38.
+const COPY_MAX: usize = 1 << 10;
+/// The same with CRC, where memory of others is copied once in any case, to sum it up: ULPDUs of
+/// 1,442 bytes 0.85 s : 0.92 s, of 64 KiB 0.73 : 0.59.
+const COPY_MAX_CRC: usize = 4 << 10;
 
 impl Transmit {
     pub(super) fn new() -> Self {
@@ -179,7 +185,7 @@ impl Transmit {
             return Ok(Pumped::Empty);
         }
         let pumped = loop {
-            self.frame(registrations, &mut tools.pool)?;
+            self.frame(registrations, tools)?;
             if self.items.is_empty() {
                 break Pumped::Empty;
             }
@@ -296,13 +302,13 @@ impl Transmit {
     }
 
     /// Frames queued work while there is room.
-    fn frame(&mut self, registrations: &Registrations, pool: &mut StagePool) -> Result<(), End> {
+    fn frame(&mut self, registrations: &Registrations, tools: &mut SendTools) -> Result<(), End> {
         loop {
             let index = (self.cursor - self.first) as usize;
             let Some(item) = self.items.get_mut(index) else {
                 return Ok(());
             };
-            let stage = self.stage.get_or_insert_with(|| pool.get());
+            let stage = self.stage.get_or_insert_with(|| tools.pool.get());
             if !stage.has_room() {
                 return Ok(());
             }
@@ -310,7 +316,9 @@ impl Transmit {
                 stage,
                 registrations,
                 number: self.cursor,
-                crc: self.crc,
+                crc: self.crc.then_some(0),
+                summed: 0,
+                chunk: &mut tools.chunk,
                 max_ulpdu: self.max_ulpdu,
                 send_msn: &mut self.send_msn,
                 read_msn: &mut self.read_msn,
@@ -398,7 +406,11 @@ struct Framer<'a> {
     stage: &'a mut Stage,
     registrations: &'a Registrations,
     number: u64,
-    crc: bool,
+    /// CRC of the frame up to `summed`, when there is one.
+    crc: Option<u32>,
+    /// Place in the stage up to which the CRC was computed.
+    summed: usize,
+    chunk: &'a mut crc::Chunk,
     max_ulpdu: usize,
     send_msn: &'a mut u32,
     read_msn: &'a mut u32,
@@ -407,7 +419,7 @@ struct Framer<'a> {
 impl Framer<'_> {
     /// Frames the next segment of the message. Returns the bytes of the frame.
     fn frame(&mut self, item: &mut Item) -> Result<usize, End> {
-        let start = self.stage.used();
+        self.summed = self.stage.used();
         let left = item.total - item.framed;
         let (len, on_wire) = match &item.work {
             Work::ZeroFpdu => {
@@ -510,13 +522,8 @@ impl Framer<'_> {
         let unpadded = 2 + on_wire;
         let pad = unpadded.next_multiple_of(4) - unpadded;
         self.stage.put(&[0; 3][..pad]);
-        // With CRC the whole frame was copied and lies together.
-        let crc = if self.crc {
-            crc::append(0, self.stage.bytes(start, self.stage.used() - start))
-        } else {
-            0
-        };
-        self.stage.put(&crc::to_wire(crc));
+        self.sum_staged();
+        self.stage.put(&crc::to_wire(self.crc.unwrap_or(0)));
         Ok(unpadded + pad + 4)
     }
 
@@ -530,14 +537,29 @@ impl Framer<'_> {
         self.stage.put(&header.emit());
     }
 
-    fn payload(&mut self, memory: &MemSlice, offset: usize, len: usize) -> Result<(), End> {
-        if self.crc || len <= COPY_MAX {
-            self.stage
-                .put_mem(memory, offset, len)
-                .map_err(|error| End::local(format!("memory to send: {error}")))
-        } else {
-            self.stage.name(self.number, offset, len);
-            Ok(())
+    /// Brings the CRC up to the end of what is staged.
+    fn sum_staged(&mut self) {
+        if let Some(crc) = &mut self.crc {
+            let len = self.stage.used() - self.summed;
+            *crc = crc::append(*crc, self.stage.bytes(self.summed, len));
+            self.summed += len;
         }
+    }
+
+    fn payload(&mut self, memory: &MemSlice, offset: usize, len: usize) -> Result<(), End> {
+        let lost = |error| End::local(format!("memory to send: {error}"));
+        let copy_max = match self.crc {
+            Some(_) => COPY_MAX_CRC,
+            None => COPY_MAX,
+        };
+        if len <= copy_max {
+            return self.stage.put_mem(memory, offset, len).map_err(lost);
+        }
+        self.sum_staged();
+        if let Some(crc) = &mut self.crc {
+            *crc = crc::append_mem(*crc, memory, offset, len, self.chunk).map_err(lost)?;
+        }
+        self.stage.name(self.number, offset, len);
+        Ok(())
     }
 }
