@@ -359,8 +359,10 @@ impl Qp {
     /// The bytes that still go out after `end`: the rest of a frame and a Terminate.
     pub(super) fn last_words(&self, end: &End) -> Option<Vec<u8>> {
         let code = end.terminate?;
-        // A responder that got nothing has no right to send frames yet.
-        if !(self.tx.open || self.rx.has_seen_header()) {
+        // RFC 5044 section 7.1.2: a responder sends no frame before it got one of the initiator
+        // that MPA takes. Where DDP or RDMAP refuse the first, the initiator sends frames at
+        // least, so it can take one.
+        if !(self.tx.open || self.rx.has_seen_frame() && code.layer < 2) {
             return None;
         }
         let mut bytes = self.tx.rest_of_frame(&self.registrations)?;

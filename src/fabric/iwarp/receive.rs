@@ -133,9 +133,9 @@ impl Receive {
         self.expect == Expect::Header && self.have == 0
     }
 
-    /// Whether the header of a frame has been here: the peer has begun to send frames.
-    pub(super) fn has_seen_header(&self) -> bool {
-        !self.first || self.expect != Expect::Header
+    /// Whether a frame has been here, at least in part: the peer has begun to send frames.
+    pub(super) fn has_seen_frame(&self) -> bool {
+        !self.first || !self.is_between_frames()
     }
 
     /// Length field and header of the present segment, and the Read Request in it.

@@ -172,6 +172,11 @@ impl Transmit {
         self.items.is_empty()
     }
 
+    #[cfg(test)]
+    pub(super) fn has_stage(&self) -> bool {
+        self.stage.is_some()
+    }
+
     /// Frames and sends up to about `budget` bytes.
     pub(super) fn pump(
         &mut self,

@@ -1,6 +1,12 @@
 //! Two fabrics on one poller over loopback TCP, and a peer of raw bytes.
 
+mod capture;
 mod pair;
+mod raw;
+mod setup;
+mod stream;
+mod timing;
+mod violation;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +57,16 @@ impl World {
 
     /// Flushes and hands out readiness once. False: nothing was ready within the time.
     fn step(&mut self, timeout: Duration) -> bool {
+        self.turn(timeout).0
+    }
+
+    /// Lets the fabrics do all that they can without the raw peer.
+    fn settle(&mut self) {
+        while self.turn(Duration::ZERO).1 {}
+    }
+
+    /// Whether anything was ready, and whether a fabric was.
+    fn turn(&mut self, timeout: Duration) -> (bool, bool) {
         let now = self.now;
         for side in &mut self.sides {
             side.fabric.flush(now, &mut side.events);
@@ -58,13 +74,18 @@ impl World {
         let mut ready = Vec::new();
         self.poller.wait(Some(timeout), &mut ready).unwrap();
         let any = !ready.is_empty();
+        let mut fabric = false;
         for mut ready in ready {
             let (tag, key) = Poller::split(ready.key);
+            if tag == raw::TAG {
+                continue;
+            }
+            fabric = true;
             ready.key = key;
             let side = &mut self.sides[usize::from(tag)];
             side.fabric.handle_ready(now, ready, &mut side.events);
         }
-        any
+        (any, fabric)
     }
 
     /// Lets the world go on until `done`.
@@ -186,7 +207,7 @@ impl World {
             .unwrap();
     }
 
-    fn send(&mut self, side: usize, qp: QpKey, id: u64, memory: &MemSlice) {
+    fn post_send(&mut self, side: usize, qp: QpKey, id: u64, memory: &MemSlice) {
         self.sides[side]
             .fabric
             .post_send(qp, send_request(id, b"", Some(memory.clone()), None))

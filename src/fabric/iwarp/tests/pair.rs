@@ -73,3 +73,87 @@ fn every_operation(address: &str, connect: Connect, config: IwarpConfig) {
 fn every_operation_ipv4() {
     every_operation("127.0.0.1:0", Connect::default(), IwarpConfig::default());
 }
+
+#[test]
+fn every_operation_ipv6_crc() {
+    let connect = Connect {
+        crc: true,
+        ..Connect::default()
+    };
+    every_operation("[::1]:0", connect, IwarpConfig::default());
+}
+
+#[test]
+fn every_operation_revision_1() {
+    let connect = Connect {
+        revision: 1,
+        listen_crc: true,
+        ..Connect::default()
+    };
+    every_operation("127.0.0.1:0", connect, IwarpConfig::default());
+}
+
+#[test]
+fn every_operation_small_segments() {
+    let config = IwarpConfig {
+        segment: SegmentSize::Bytes(1442),
+        ..IwarpConfig::default()
+    };
+    every_operation("127.0.0.1:0", Connect::default(), config.clone());
+    let connect = Connect {
+        crc: true,
+        ..Connect::default()
+    };
+    every_operation("127.0.0.1:0", connect, config);
+}
+
+#[test]
+fn every_operation_small_socket_buffers() {
+    let config = IwarpConfig {
+        send_buffer: Some(8 << 10),
+        receive_buffer: Some(8 << 10),
+        segment: SegmentSize::Bytes(60_000),
+        ..IwarpConfig::default()
+    };
+    every_operation("127.0.0.1:0", Connect::default(), config);
+}
+
+/// Many messages both ways at once, in the order they were posted, none lost.
+#[test]
+fn both_directions_at_once() {
+    let mut world = World::new();
+    let (a, b) = world.connect("127.0.0.1:0", Connect::default());
+    let mut random = Random(77);
+    let sizes: Vec<usize> = (0..300).map(|_| 1 + random.below(9000)).collect();
+    let inbox: Vec<[MemSlice; 2]> = sizes.iter().map(|_| [memory(9000), memory(9000)]).collect();
+    for (id, [at_a, at_b]) in inbox.iter().enumerate() {
+        world.recv(A, a, id as u64, at_a);
+        world.recv(B, b, id as u64, at_b);
+    }
+    for (id, &size) in sizes.iter().enumerate() {
+        world.post_send(A, a, id as u64 + 1000, &filled(size, id as u64));
+        world.post_send(B, b, id as u64 + 1000, &filled(size, id as u64 + 500));
+        if id % 37 == 0 {
+            world.step(Duration::ZERO);
+        }
+    }
+    world.run_until("all of it", |world| {
+        world.sides.iter().all(|side| side.events.len() == 600)
+    });
+    for side in &world.sides {
+        let recvs = side.events.iter().filter_map(|event| match event {
+            FabricEvent::Recv { wr_id, len, .. } => Some((wr_id.0, *len)),
+            _ => None,
+        });
+        assert!(recvs.eq((0..).zip(sizes.iter().copied())));
+        let dones = side.events.iter().filter_map(|event| match event {
+            FabricEvent::Done { wr_id, status, .. } => Some((wr_id.0, *status)),
+            _ => None,
+        });
+        assert!(dones.eq((1000..1300).map(|id| (id, Status::Success))));
+    }
+    for (id, ([at_a, at_b], &size)) in inbox.iter().zip(&sizes).enumerate() {
+        assert!(at_b.to_vec()[..size] == pattern(size, id as u64));
+        assert!(at_a.to_vec()[..size] == pattern(size, id as u64 + 500));
+    }
+}
