@@ -45,6 +45,7 @@ bench: build
 
 header:
 	SMBDIRECT_UPDATE_HEADER=1 $(CARGO) test --test header
+	scripts/samba-sync.py
 
 install: build
 	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
