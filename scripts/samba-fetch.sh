@@ -46,16 +46,20 @@ log=$cache/fetch.log
 
 # Writes the sources of the private apt: Debian's mirrors among the machine's own, for our suite.
 write_sources() {
-    local uri codename keyring=/usr/share/keyrings/debian-archive-keyring.gpg main='' security=''
-    while read -r codename uri; do
-        case $codename in
+    local uri release keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local main='' other='' security=''
+    while read -r release uri; do
+        case $release in
         *-security | */updates) security=${security:-$uri} ;;
-        *-backports* | *-proposed* | '') ;;
-        *) main=${main:-$uri} ;;
+        bookworm | trixie | forky | sid | stable | testing | unstable | oldstable)
+            # a mirror may have any path, but other people's archives use these names, too
+            [[ $uri == */debian/ ]] && main=${main:-$uri}
+            other=${other:-$uri}
+            ;;
         esac
     done < <(apt-get indextargets --no-release-info --format '$(RELEASE) $(REPO_URI)' \
-        'Created-By: Packages' 'Component: main' 2>>"$log" |
-        grep -E '(/debian/?|/debian-security/?)$' | sort -u)
+        'Created-By: Packages' 'Component: main' 2>>"$log" | sort -u)
+    main=${main:-$other}
     [[ -n $main ]] || {
         echo "no Debian mirror among the sources of apt" >>"$log"
         return 1
