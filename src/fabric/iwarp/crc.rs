@@ -48,7 +48,7 @@ mod tests {
     fn known_value() {
         let crc = append(append(0, b"1234"), b"56789");
         assert_eq!(to_wire(crc), [0x83, 0x92, 0x06, 0xE3]);
-        let bytes: Vec<u8> = (0..50_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..50_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let memory = MemSlice::from_bytes(&bytes).unwrap();
         assert_eq!(
             append_mem(5, &memory, 3, 40_000, &mut chunk()).unwrap(),

@@ -50,6 +50,9 @@ impl ReceiveTools {
     }
 }
 
+/// ULPDU length, DDP header, and the Read Request behind it.
+pub(super) type Segment<'a> = (u16, &'a [u8], Option<&'a [u8]>);
+
 /// What of a frame comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
@@ -139,7 +142,7 @@ impl Receive {
     }
 
     /// Length field and header of the present segment, and the Read Request in it.
-    pub(super) fn segment(&self) -> Option<(u16, &[u8], Option<&[u8]>)> {
+    pub(super) fn segment(&self) -> Option<Segment<'_>> {
         let [high, low, ctrl, ..] = self.header;
         let len = u16::from_be_bytes([high, low]);
         let header = self.header.get(2..2 + header_len(ctrl))?;
@@ -448,7 +451,7 @@ impl Qp {
                     if untagged.queue != QUEUE_TERMINATE || untagged.msn != 1 {
                         log::debug!("Terminate with MSN {}", untagged.msn);
                     }
-                    self.to_control(len);
+                    self.expect_control(len);
                     Ok(())
                 }
                 _ => self.on_send_header(untagged, len),
@@ -456,7 +459,7 @@ impl Qp {
         }
     }
 
-    fn to_control(&mut self, len: usize) {
+    fn expect_control(&mut self, len: usize) {
         self.rx.control_len = len.min(MAX_BODY);
         self.rx.target = Target::Control { at: 0 };
     }
@@ -541,7 +544,7 @@ impl Qp {
                 format!("more than {} RDMA READs at once", self.ird),
             ));
         }
-        self.to_control(len);
+        self.expect_control(len);
         Ok(())
     }
 

@@ -156,6 +156,8 @@ impl Stage {
 /// Stages that are not in use.
 #[derive(Default)]
 pub(super) struct StagePool {
+    // Boxed, so that a connection without one holds no more than a pointer.
+    #[expect(clippy::vec_box)]
     stages: Vec<Box<Stage>>,
 }
 

@@ -33,7 +33,8 @@ fn only(zero_fpdu: bool, write: bool, read: bool) -> World {
 fn initiator_sends_each_ready_to_receive_first() {
     // Flags of the Request, of the Reply, the first frame.
     let write = tagged([0xC1, 0x40], 1, 0, b"");
-    let cases: [(World, [u8; 4], [u8; 4], Vec<u8>); 3] = [
+    type Case = (World, [u8; 4], [u8; 4], Vec<u8>);
+    let cases: [Case; 3] = [
         (
             only(false, true, true),
             [0x80, 32, 0xC0, 32],
