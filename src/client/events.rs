@@ -111,7 +111,12 @@ impl Handle {
             self.drain_completions();
             let was_small = self.deliver(max, &mut count, take);
             self.tell_room();
-            if was_small || count == max || !self.wait_for_more(count) {
+            if was_small || !self.wait_for_more(count) {
+                break;
+            }
+            if count == max {
+                // What came meanwhile counts as left.
+                self.drain_completions();
                 break;
             }
         }

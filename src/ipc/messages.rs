@@ -99,7 +99,7 @@ pub enum Reply {
         /// The engine's version.
         version: String,
     },
-    /// The parameters in force.
+    /// The parameters in force, security blob included.
     Params(Params),
     /// The address taken.
     Address(SocketAddr),
