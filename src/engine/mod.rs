@@ -1,1 +1,613 @@
-//! (being written)
+#![forbid(unsafe_code)]
+//! The engine: the process that owns every RDMA connection of a server.
+//!
+//! One thread, one event loop. What it turns over:
+//!
+//! ```text
+//!   control socket ── requests of handles and tools           control.rs
+//!   rings of handles ─ sends, RDMA operations, returned slots  submit.rs
+//!   fabrics ───────── connections, completions                 connection.rs
+//!   first PDUs ────── which handle gets a connection            routing.rs
+//! ```
+//!
+//! A turn of the loop takes what is ready, lets each touched connection do what its MS-SMBD machine
+//! wants, pushes posted work to the wire once, and publishes completions once per handle. While
+//! handles are busy their rings are looked at in each turn and nobody makes a system call to wake
+//! the engine; when a turn found nothing, the engine asks to be woken and blocks.
+//!
+//! Everything that comes from a handle or from the network is hostile until checked. A handle that
+//! lies loses itself, a peer that breaks a protocol loses its connection, and nobody else notices.
+
+mod clients;
+mod connection;
+mod control;
+mod handle;
+mod interfaces;
+mod routing;
+mod status;
+mod submit;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use log::{debug, info};
+use slab::Slab;
+
+use self::clients::Clients;
+use self::connection::{Conn, Phase};
+use self::handle::HandleId;
+use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
+use crate::fabric::{Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey};
+use crate::ipc::{self, EngineCounters};
+use crate::proto;
+use crate::router;
+use crate::sys::{Cleared, Interest, Poller, Ready, SeqPacketListener};
+
+/// What an engine is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Path of the control socket.
+    pub socket_path: PathBuf,
+    /// File mode of the control socket.
+    pub socket_mode: u32,
+    /// Addresses to listen on from the start, besides what the parent handle asks for.
+    pub listen: Vec<(SocketAddr, ListenOptions)>,
+    /// Users whose processes may open handles, besides root and the engine's own user.
+    pub allow_uids: Vec<u32>,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Connections without an owner at the same time.
+    pub max_unowned: usize,
+    /// Processes on the control socket at the same time.
+    pub max_clients: usize,
+    /// How long a connection may take from NEGOTIATE to an owner.
+    pub offer_timeout: Duration,
+    /// How long a negotiated connection may take to send its first PDU.
+    pub first_pdu_timeout: Duration,
+    /// How long an exported connection outlives its owner.
+    pub export_timeout: Duration,
+    /// How long the engine goes on looking at busy rings before it sleeps.
+    pub busy_poll: Duration,
+    /// The software iWARP fabric.
+    pub iwarp: IwarpConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket_path: PathBuf::from(ipc::DEFAULT_SOCKET),
+            socket_mode: 0o600,
+            listen: Vec::new(),
+            allow_uids: Vec::new(),
+            max_connections: 8192,
+            max_unowned: 256,
+            max_clients: 8192,
+            offer_timeout: Duration::from_secs(20),
+            first_pdu_timeout: Duration::from_secs(30),
+            export_timeout: Duration::from_secs(10),
+            busy_poll: Duration::from_micros(20),
+            iwarp: IwarpConfig::default(),
+        }
+    }
+}
+
+/// Why an engine did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The control socket cannot be made.
+    Socket(PathBuf, std::io::Error),
+    /// An address cannot be listened on.
+    Listen(SocketAddr, crate::fabric::FabricError),
+    /// The operating system refused something basic.
+    Os(&'static str, std::io::Error),
+}
+
+impl std::fmt::Display for EngineError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(path, error) => {
+                let path = path.display();
+                match error.kind() {
+                    std::io::ErrorKind::AddrInUse => write!(
+                        f,
+                        "control socket {path}: another engine answers there: stop it, or give \
+                         this one another --socket"
+                    ),
+                    std::io::ErrorKind::NotFound => write!(
+                        f,
+                        "control socket {path}: its directory does not exist: create it, or give \
+                         another --socket"
+                    ),
+                    _ => write!(f, "control socket {path}: {error}"),
+                }
+            }
+            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::Os(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for EngineError {}
+
+/// Who registered readiness.
+mod tag {
+    pub(super) const FABRIC: u8 = 1;
+    pub(super) const LISTENER: u8 = 16;
+    pub(super) const CONTROL: u8 = 17;
+    pub(super) const BELL: u8 = 18;
+    pub(super) const PROCESS: u8 = 19;
+    pub(super) const STOP: u8 = 20;
+}
+
+/// Entries taken from one handle's submission ring in one turn.
+const SUBMIT_BATCH: usize = 256;
+
+/// Where the engine listens.
+struct Listener {
+    fabric: usize,
+    key: ListenerKey,
+    address: SocketAddr,
+    crc: bool,
+    /// Connections taken.
+    accepted: u64,
+    /// The handle that asked for it; none: the command line.
+    owner: Option<HandleId>,
+}
+
+/// What the parent has set.
+struct ServerParams {
+    smbd: proto::Params,
+    answer: Option<router::ServerConfig>,
+    /// As it came, for `smbd_get_params`.
+    wire: ipc::Params,
+}
+
+/// An engine, ready to run.
+pub struct Engine {
+    config: Config,
+    started: Instant,
+    poller: Poller,
+    listener: SeqPacketListener,
+    uid: u32,
+    fabrics: Vec<Box<dyn Fabric>>,
+    events: Vec<FabricEvent>,
+    listeners: Vec<Listener>,
+    params: Option<ServerParams>,
+    clients: Clients,
+    conns: Slab<Conn>,
+    by_qp: HashMap<(usize, QpKey), usize>,
+    by_guid: HashMap<[u8; 16], HandleId>,
+    by_session: HashMap<u64, HandleId>,
+    by_token: HashMap<[u8; 16], usize>,
+    /// Connections to pump in this turn.
+    touched: Vec<usize>,
+    /// Clients whose handle is looked at in each turn.
+    active: Vec<usize>,
+    timers: BTreeSet<(Instant, usize)>,
+    unowned: usize,
+    next_serial: u64,
+    counters: EngineCounters,
+    /// Connections refused or ended without an owner, by reason.
+    rejected: BTreeMap<String, u64>,
+    control_buffer: Vec<u8>,
+    /// While set, an empty turn does not sleep yet.
+    busy_until: Option<Instant>,
+}
+
+impl Engine {
+    /// Makes the control socket and starts to listen.
+    pub fn new(config: Config) -> Result<Self, EngineError> {
+        let os = |what| move |error| EngineError::Os(what, error);
+        let poller = Poller::new().map_err(os("epoll"))?;
+        let listener = SeqPacketListener::bind(&config.socket_path, config.socket_mode)
+            .map_err(|error| EngineError::Socket(config.socket_path.clone(), error))?;
+        poller
+            .registry(tag::LISTENER)
+            .add(&listener, 0, Interest::READ)
+            .map_err(os("epoll"))?;
+        let iwarp = IwarpFabric::new(poller.registry(tag::FABRIC), config.iwarp.clone())
+            .map_err(os("software iWARP"))?;
+        let mut engine = Self {
+            started: Instant::now(),
+            poller,
+            listener,
+            uid: rustix::process::geteuid().as_raw(),
+            fabrics: vec![Box::new(iwarp)],
+            events: Vec::new(),
+            listeners: Vec::new(),
+            params: None,
+            clients: Clients::default(),
+            conns: Slab::new(),
+            by_qp: HashMap::new(),
+            by_guid: HashMap::new(),
+            by_session: HashMap::new(),
+            by_token: HashMap::new(),
+            touched: Vec::new(),
+            active: Vec::new(),
+            timers: BTreeSet::new(),
+            unowned: 0,
+            next_serial: 1,
+            counters: EngineCounters::default(),
+            rejected: BTreeMap::new(),
+            control_buffer: vec![0; ipc::MAX_MESSAGE],
+            busy_until: None,
+            config,
+        };
+        for (address, options) in engine.config.listen.clone() {
+            let address = engine
+                .listen(0, address, &options, None)
+                .map_err(|error| EngineError::Listen(address, error))?;
+            info!("listening on {address} ({})", engine.fabrics[0].name());
+        }
+        Ok(engine)
+    }
+
+    /// The addresses listened on, with the ports that were taken.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.listeners.iter().map(|listener| listener.address)
+    }
+
+    /// Runs until `stop` becomes readable (or its other end is closed), or until a basic call of
+    /// the operating system fails. Then all connections end.
+    pub fn run(mut self, stop: Option<OwnedFd>) -> Result<(), EngineError> {
+        if let Some(stop) = &stop {
+            self.poller
+                .registry(tag::STOP)
+                .add(stop.as_fd(), 0, Interest::READ)
+                .map_err(|error| EngineError::Os("epoll", error))?;
+        }
+        let mut ready = Vec::new();
+        let mut now = Instant::now();
+        loop {
+            let timeout = self.sleep_time(now);
+            ready.clear();
+            self.poller
+                .wait(timeout, &mut ready)
+                .map_err(|error| EngineError::Os("epoll_wait", error))?;
+            now = Instant::now();
+            for &one in &ready {
+                let (tag, key) = Poller::split(one.key);
+                if tag == tag::STOP {
+                    info!("stopping: {} connections", self.conns.len());
+                    self.stop(now);
+                    return Ok(());
+                }
+                self.dispatch(now, tag, Ready { key, ..one });
+            }
+            self.turn(now, !ready.is_empty());
+        }
+    }
+
+    /// How long the next wait may take; arms the rings if it blocks.
+    fn sleep_time(&mut self, now: Instant) -> Option<Duration> {
+        if self.busy_until.is_some() {
+            return Some(Duration::ZERO);
+        }
+        self.counters.waits += 1;
+        let timers = self.timers.first().map(|&(at, _)| at);
+        let fabrics = self
+            .fabrics
+            .iter()
+            .filter_map(|fabric| fabric.next_timeout())
+            .min();
+        let next = match (timers, fabrics) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    fn dispatch(&mut self, now: Instant, tag: u8, ready: Ready) {
+        match tag {
+            tag::LISTENER => self.accept_clients(),
+            tag::CONTROL => self.control_ready(now, ready.key as usize),
+            tag::BELL => {
+                let key = ready.key as usize;
+                if let Some(handle) = self.clients.handle_at(key) {
+                    self.counters.bells_heard += 1;
+                    if handle.side.clear_bell() == Cleared::Closed {
+                        return self.remove_client(now, key, "closed its bell");
+                    }
+                    if !std::mem::replace(&mut handle.active, true) {
+                        handle.disarm();
+                        self.active.push(key);
+                    }
+                }
+            }
+            tag::PROCESS => self.remove_client(now, ready.key as usize, "its process ended"),
+            fabric => {
+                let index = usize::from(fabric - tag::FABRIC);
+                if let Some(fabric) = self.fabrics.get_mut(index) {
+                    fabric.handle_ready(now, ready, &mut self.events);
+                    self.take_events(now, index);
+                }
+            }
+        }
+    }
+
+    /// One turn after the readiness was dispatched.
+    fn turn(&mut self, now: Instant, was_ready: bool) {
+        self.counters.loops += 1;
+        self.run_timers(now);
+        let submitted = self.take_submissions(now);
+        let mut events = 0;
+        loop {
+            self.pump_touched(now);
+            for index in 0..self.fabrics.len() {
+                self.fabrics[index].flush(now, &mut self.events);
+                events += self.events.len();
+                self.take_events(now, index);
+            }
+            if self.touched.is_empty() {
+                break;
+            }
+        }
+        self.publish(now);
+        self.plan_sleep(now, was_ready || submitted > 0 || events > 0);
+    }
+
+    /// Decides whether the next wait may block.
+    fn plan_sleep(&mut self, now: Instant, progress: bool) {
+        if self.active.is_empty() {
+            self.busy_until = None;
+            return;
+        }
+        if progress {
+            self.busy_until = Some(now + self.config.busy_poll);
+            return;
+        }
+        if self.busy_until.is_some_and(|until| now < until) {
+            return;
+        }
+        // Nothing came for a while: ask all active handles to ring, and look once more.
+        self.busy_until = None;
+        let mut index = 0;
+        while index < self.active.len() {
+            let key = self.active[index];
+            let Some(handle) = self.clients.handle_at(key) else {
+                self.active.swap_remove(index);
+                continue;
+            };
+            if handle.arm() {
+                handle.active = false;
+                self.active.swap_remove(index);
+            } else {
+                self.busy_until = Some(now);
+                index += 1;
+            }
+        }
+    }
+
+    fn run_timers(&mut self, now: Instant) {
+        for index in 0..self.fabrics.len() {
+            if self.fabrics[index]
+                .next_timeout()
+                .is_some_and(|at| at <= now)
+            {
+                self.fabrics[index].handle_timeout(now, &mut self.events);
+                self.take_events(now, index);
+            }
+        }
+        while let Some(&(at, key)) = self.timers.first() {
+            if at > now {
+                return;
+            }
+            self.timers.pop_first();
+            let Some(conn) = self.conns.get_mut(key) else {
+                continue;
+            };
+            conn.timer = None;
+            if conn.machine.next_timeout().is_some_and(|at| at <= now) {
+                conn.machine.handle_timeout(now);
+            }
+            if conn.deadline.is_some_and(|at| at <= now) {
+                conn.deadline = None;
+                self.deadline_passed(now, key);
+            }
+            self.touch(key);
+        }
+    }
+
+    /// Makes sure that the connection's timers are looked at in time. A later time than the one
+    /// already queued needs nothing: the queue is corrected when that one comes.
+    fn schedule(&mut self, key: usize) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let next = match (conn.machine.next_timeout(), conn.deadline) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let Some(next) = next else {
+            return;
+        };
+        match conn.timer {
+            Some(at) if at <= next => {}
+            old => {
+                if let Some(old) = old {
+                    self.timers.remove(&(old, key));
+                }
+                conn.timer = Some(next);
+                self.timers.insert((next, key));
+            }
+        }
+    }
+
+    /// The connection has to be pumped in this turn.
+    fn touch(&mut self, key: usize) {
+        if let Some(conn) = self.conns.get_mut(key) {
+            if !std::mem::replace(&mut conn.touched, true) {
+                self.touched.push(key);
+            }
+        }
+    }
+
+    fn pump_touched(&mut self, now: Instant) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for &key in &touched {
+            self.pump(now, key);
+        }
+        touched.clear();
+        // Pumping may have touched others; keep the larger storage.
+        std::mem::swap(&mut touched, &mut self.touched);
+        self.touched.extend(touched);
+    }
+
+    fn pump(&mut self, now: Instant, key: usize) {
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else {
+                return;
+            };
+            let fabric = &mut *self.fabrics[conn.fabric];
+            let before = conn.phase;
+            let route = conn.pump(key, fabric, &mut self.clients, now);
+            if before == Phase::Negotiating && conn.phase == Phase::Routing {
+                self.negotiated(now, key);
+            }
+            if !route || !self.route(now, key) {
+                break;
+            }
+        }
+        self.schedule(key);
+    }
+
+    fn take_events(&mut self, now: Instant, fabric: usize) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            self.fabric_event(now, fabric, event);
+        }
+        // Handling events posts nothing that makes further events before the next flush.
+        std::mem::swap(&mut events, &mut self.events);
+        debug_assert!(events.is_empty());
+    }
+
+    fn fabric_event(&mut self, now: Instant, fabric: usize, event: FabricEvent) {
+        self.counters.fabric_events += 1;
+        match event {
+            FabricEvent::Recv {
+                qp,
+                wr_id,
+                len,
+                invalidated,
+                status,
+            } => {
+                if let Some(key) = self.conn_of(fabric, qp) {
+                    self.conns[key].on_recv(
+                        &mut self.clients,
+                        now,
+                        wr_id,
+                        len,
+                        invalidated,
+                        status,
+                    );
+                    self.touch(key);
+                }
+            }
+            FabricEvent::Done { qp, wr_id, status } => {
+                if let Some(key) = self.conn_of(fabric, qp) {
+                    self.conns[key].on_done(&mut self.clients, now, wr_id, status);
+                    self.touch(key);
+                }
+            }
+            FabricEvent::ConnectRequest {
+                qp,
+                listener,
+                local,
+                peer,
+                private_data,
+                ..
+            } => {
+                let mut listeners = self.listeners.iter_mut();
+                if let Some(at) = listeners.find(|l| l.fabric == fabric && l.key == listener) {
+                    at.accepted += 1;
+                }
+                self.connect_request(now, fabric, qp, local, peer, &private_data);
+            }
+            FabricEvent::Established {
+                qp,
+                local,
+                peer,
+                ord,
+                private_data,
+            } => {
+                if let Some(key) = self.conn_of(fabric, qp) {
+                    self.established(now, key, local, peer, ord, &private_data);
+                }
+            }
+            FabricEvent::Disconnected { qp, reason } => {
+                if let Some(key) = self.by_qp.remove(&(fabric, qp)) {
+                    self.finish(now, key, &reason);
+                } else {
+                    debug!("{}: set-up ended: {reason:?}", self.fabrics[fabric].name());
+                }
+            }
+        }
+    }
+
+    fn conn_of(&self, fabric: usize, qp: QpKey) -> Option<usize> {
+        self.by_qp.get(&(fabric, qp)).copied()
+    }
+
+    /// Shows handles what was pushed; drops those that broke a rule.
+    fn publish(&mut self, now: Instant) {
+        while let Some(key) = self.clients.next_used() {
+            // Not by `handle_at`: that would count as another use.
+            let Some(handle) = self.clients.get_mut(key).and_then(|c| c.handle.as_mut()) else {
+                continue;
+            };
+            self.counters.bells_rung += u64::from(handle.publish());
+            if let Some(error) = &handle.broken {
+                let error = error.to_string();
+                self.counters.handles_dropped += 1;
+                self.remove_client(now, key, &error);
+            }
+        }
+    }
+
+    fn listen(
+        &mut self,
+        fabric: usize,
+        address: SocketAddr,
+        options: &ListenOptions,
+        owner: Option<HandleId>,
+    ) -> Result<SocketAddr, crate::fabric::FabricError> {
+        let (key, address) = self.fabrics[fabric].listen(address, options)?;
+        let crc = options.crc;
+        self.listeners.push(Listener {
+            fabric,
+            key,
+            address,
+            crc,
+            accepted: 0,
+            owner,
+        });
+        Ok(address)
+    }
+
+    /// Ends all connections in good order, as far as that goes without waiting for peers.
+    fn stop(&mut self, now: Instant) {
+        for listener in self.listeners.drain(..) {
+            self.fabrics[listener.fabric].close_listener(listener.key);
+        }
+        let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.latch_end(-libc::ENETDOWN, "the engine stops");
+                conn.machine.close(now);
+            }
+            self.pump(now, key);
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.disconnect(&mut *self.fabrics[conn.fabric], now, Duration::ZERO);
+            }
+        }
+        for index in 0..self.fabrics.len() {
+            self.fabrics[index].flush(now, &mut self.events);
+            self.take_events(now, index);
+        }
+        self.publish(now);
+    }
+}

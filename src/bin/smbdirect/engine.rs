@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use smbdirect::engine::{Config, Engine};
+use smbdirect::fabric::ListenOptions;
+
+use crate::args::resolve;
 use crate::failure::Failure;
 use crate::signals::StopSignal;
 
@@ -39,13 +43,33 @@ pub(crate) struct Args {
 }
 
 /// Where engine and handles meet unless told otherwise.
-pub(crate) const DEFAULT_SOCKET: &str = "/run/smbdirect/engine.sock";
+pub(crate) const DEFAULT_SOCKET: &str = smbdirect::ipc::DEFAULT_SOCKET;
+
+/// The port of SMB Direct on iWARP ([MS-SMBD] 1.9).
+const IWARP_PORT: u16 = 5445;
 
 /// Runs the engine until a signal.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let _stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
-    let _ = args;
-    Err(Failure::Failed(
-        "the engine is not part of this build".into(),
-    ))
+    let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
+    let mut listen = Vec::new();
+    for text in &args.listen {
+        let address = resolve(text, IWARP_PORT)?;
+        listen.push((address, ListenOptions { crc: args.crc }));
+    }
+    let config = Config {
+        socket_path: args.socket.clone(),
+        listen,
+        allow_uids: args.allow_uid.clone(),
+        max_connections: args.max_connections as usize,
+        ..Config::default()
+    };
+    let engine = Engine::new(config).map_err(|error| Failure::Failed(error.to_string()))?;
+    log::info!(
+        "engine {} at {}",
+        env!("CARGO_PKG_VERSION"),
+        args.socket.display()
+    );
+    engine
+        .run(Some(stop.into()))
+        .map_err(|error| Failure::Failed(error.to_string()))
 }

@@ -1,7 +1,7 @@
 //! SIGTERM and SIGINT as a readable file descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -26,5 +26,11 @@ impl StopSignal {
 impl AsFd for StopSignal {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+impl From<StopSignal> for OwnedFd {
+    fn from(stop: StopSignal) -> Self {
+        stop.stream.into()
     }
 }
