@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::epoll;
@@ -279,8 +279,13 @@ impl Drop for Handle {
             self.link.caller.socket().shutdown();
         } else {
             // The area is not mapped here (MADV_DONTFORK). Its addresses may hold something else by
-            // now, which must not be unmapped: a reference that is never dropped prevents that.
-            std::mem::forget(self.link.ring.region().clone());
+            // now, which must not be unmapped: a reference that is never dropped prevents that. It
+            // is kept where a leak checker sees it.
+            let region = self.link.ring.region().clone();
+            match INHERITED.try_lock() {
+                Ok(mut inherited) => inherited.push(region),
+                Err(_) => std::mem::forget(region),
+            }
         }
     }
 }
@@ -399,6 +404,9 @@ fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>) -> Result<(), ClientError> {
     epoll::add(epoll, fd, data, epoll::EventFlags::IN)
         .map_err(|error| ClientError::os("cannot add to the epoll set", &error.into()))
 }
+
+/// Areas of handles that a parent process had opened; not mapped here.
+static INHERITED: Mutex<Vec<Arc<Region>>> = Mutex::new(Vec::new());
 
 /// Stands for the engine's choice when the other options are checked.
 const MIN_RECEIVE_SLOTS: u32 = 16;
