@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The repository.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The `smbdirect` program.
-pub fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_smbdirect"))
 }
 
 /// The shared library that was built together with this test.
-pub fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let directory = program().parent().unwrap();
     let path = directory.join("deps/libsmbdirect.so");
     assert!(path.exists(), "{} is not there", path.display());
@@ -23,12 +23,12 @@ pub fn library() -> PathBuf {
 }
 
 /// Tells that a test was not made.
-pub fn skip(name: &str, reason: &str) {
+pub(crate) fn skip(name: &str, reason: &str) {
     println!("SKIP: {name}: {reason}");
 }
 
 /// Whether a tool cannot be started.
-pub fn tool_is_missing(tool: &str) -> bool {
+pub(crate) fn tool_is_missing(tool: &str) -> bool {
     Command::new(tool)
         .arg("--version")
         .stdout(Stdio::null())
