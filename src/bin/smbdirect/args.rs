@@ -26,15 +26,12 @@ pub(crate) struct SmbdArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 255)]
     pub(crate) send_credits: u16,
     /// Longest SMB Direct message sent, bytes with its header: MaxSendSize, 128 to 1M [default:
-    /// 8136 passive, 1364 active]
+    /// 8136 or, for ping and bench as the active side, 1364]
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
     pub(crate) max_send_size: Option<u32>,
     /// Longest SMB Direct message received, bytes with its header: MaxReceiveSize, 128 to 1M
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32, default_value = "8192")]
     pub(crate) max_receive_size: u32,
-    /// Longest SMB2 message received, bytes: MaxFragmentedSize, 128K to 64M [default: 1M]
-    #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
-    pub(crate) max_fragmented_size: Option<u32>,
     /// Seconds without a message from the peer after which it is asked for one
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "120")]
     pub(crate) keepalive: Duration,
@@ -58,9 +55,6 @@ impl SmbdArgs {
             send_credit_target: self.send_credits,
             max_send_size: self.max_send_size.unwrap_or(defaults.max_send_size),
             max_receive_size: self.max_receive_size,
-            max_fragmented_size: self
-                .max_fragmented_size
-                .unwrap_or(defaults.max_fragmented_size),
             keepalive_interval: self.keepalive,
             ..defaults
         };

@@ -8,7 +8,11 @@ use clap::{Parser, Subcommand};
 mod args;
 mod engine;
 mod failure;
+mod ping;
+mod proxy;
+mod session;
 mod signals;
+mod status;
 mod units;
 
 use failure::Failure;
@@ -33,6 +37,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Engine(engine::Args),
+    Proxy(proxy::Args),
+    Ping(ping::Args),
+    Status(status::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +49,9 @@ fn main() -> ExitCode {
         .init();
     let outcome = match cli.command {
         Command::Engine(args) => engine::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
+        Command::Ping(args) => ping::run(&args),
+        Command::Status(args) => status::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
