@@ -176,10 +176,7 @@ impl Engine {
                 self.set_params(params)
             }
             Request::GetParams => match &self.params {
-                Some(params) => Ok(Reply::Params(ipc::Params {
-                    security_blob: Vec::new(),
-                    ..params.wire.clone()
-                })),
+                Some(params) => Ok(Reply::Params(params.wire.clone())),
                 None => Err((libc::ENODATA, "no parameters were set".into())),
             },
             Request::SetSession(spec) => self.set_session(key, &spec),

@@ -473,6 +473,7 @@ impl Engine {
             }
         }
         self.schedule(key);
+        self.write_counters(key);
     }
 
     fn take_events(&mut self, now: Instant, fabric: usize) {
