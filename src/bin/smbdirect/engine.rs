@@ -1,13 +1,17 @@
 //! `smbdirect engine`: the command line in front of [`smbdirect::engine`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use smbdirect::engine::{Config, Engine};
+use smbdirect::engine::{Config, Engine, EngineError};
 use smbdirect::fabric::ListenOptions;
+use smbdirect::ipc;
 
-use crate::args::resolve;
+use crate::args::{resolve, SMBDIRECT_PORT};
 use crate::failure::Failure;
+use crate::session::say;
 use crate::signals::StopSignal;
+use crate::units::parse_seconds;
 
 /// Run the engine: it owns the listeners and all SMB Direct connections of this machine.
 ///
@@ -15,6 +19,9 @@ use crate::signals::StopSignal;
 /// The engine runs in the foreground, logs to standard error and needs no privilege for software
 /// iWARP on a port above 1023. It stops in good order on SIGTERM or SIGINT: connections are
 /// closed, the control socket is removed.
+///
+/// On standard output it prints `control socket PATH`, `listening on ADDRESS:PORT` for each
+/// address, and `ready`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect engine --socket /run/smbdirect/engine.sock --listen 0.0.0.0 --listen [::]\n  \
@@ -23,53 +30,74 @@ use crate::signals::StopSignal;
     2 wrong usage.")]
 pub(crate) struct Args {
     /// Control socket to create (Unix, SOCK_SEQPACKET); handles and `smbdirect status` use it
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = ipc::DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
     /// Address to listen on, may be given several times; port 0 takes any free one. Without it the
     /// engine listens where handles ask it to (smbd_listen) [port: 5445]
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     pub(crate) listen: Vec<String>,
     /// User id that may open handles, may be given several times; root and the engine's own user
-    /// always may
+    /// always may. Give --socket-mode with it
     #[arg(long, value_name = "UID")]
     pub(crate) allow_uid: Vec<u32>,
+    /// File mode of the control socket, octal
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
+    pub(crate) socket_mode: u32,
     /// Connections at once; further ones are refused
-    #[arg(long, value_name = "COUNT", default_value_t = 4096,
+    #[arg(long, value_name = "COUNT", default_value_t = 8192,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_connections: u32,
+    /// Connections without an smbd at once (negotiating, offered)
+    #[arg(long, value_name = "COUNT", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_unowned: u32,
+    /// Seconds an offered connection waits for an smbd to take it
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = parse_seconds)]
+    pub(crate) offer_timeout: Duration,
+    /// Microseconds to keep looking at busy rings before sleeping; 0 sleeps at once
+    #[arg(long, value_name = "USEC", default_value_t = 20)]
+    pub(crate) busy_poll: u32,
     /// CRC32C in every frame on the addresses of --listen
     #[arg(long)]
     pub(crate) crc: bool,
 }
 
-/// Where engine and handles meet unless told otherwise.
-pub(crate) const DEFAULT_SOCKET: &str = smbdirect::ipc::DEFAULT_SOCKET;
-
-/// The port of SMB Direct on iWARP ([MS-SMBD] 1.9).
-const IWARP_PORT: u16 = 5445;
-
 /// Runs the engine until a signal.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
-    let mut listen = Vec::new();
-    for text in &args.listen {
-        let address = resolve(text, IWARP_PORT)?;
-        listen.push((address, ListenOptions { crc: args.crc }));
-    }
+    let options = ListenOptions { crc: args.crc };
+    let listen = args
+        .listen
+        .iter()
+        .map(|text| Ok((resolve(text, SMBDIRECT_PORT)?, options.clone())))
+        .collect::<Result<Vec<_>, Failure>>()?;
     let config = Config {
         socket_path: args.socket.clone(),
+        socket_mode: args.socket_mode,
         listen,
         allow_uids: args.allow_uid.clone(),
         max_connections: args.max_connections as usize,
+        max_unowned: args.max_unowned as usize,
+        offer_timeout: args.offer_timeout,
+        busy_poll: Duration::from_micros(args.busy_poll.into()),
         ..Config::default()
     };
-    let engine = Engine::new(config).map_err(|error| Failure::Failed(error.to_string()))?;
-    log::info!(
-        "engine {} at {}",
-        env!("CARGO_PKG_VERSION"),
-        args.socket.display()
-    );
-    engine
-        .run(Some(stop.into()))
-        .map_err(|error| Failure::Failed(error.to_string()))
+    let failed = |error: EngineError| Failure::Failed(error.to_string());
+    let engine = Engine::new(config).map_err(failed)?;
+    say(format_args!("control socket {}", args.socket.display()));
+    for address in engine.addresses() {
+        say(format_args!("listening on {address}"));
+    }
+    say("ready");
+    engine.run(Some(stop.into())).map_err(failed)
+}
+
+/// Reads a file mode.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!(
+            "`{text}` is no file mode; write three octal digits, for instance 660"
+        )),
+    }
 }

@@ -15,8 +15,6 @@ mod signals;
 mod status;
 mod units;
 
-use failure::Failure;
-
 /// SMB Direct (SMB3 over RDMA) in user space: the engine that serves smbd, and tools.
 #[derive(Parser)]
 #[command(
