@@ -222,7 +222,6 @@ exec 7>"$dir/commands"
 echo ls >&7
 has_owner() { "$program" status --json --socket "$dir/run/engine.sock" | grep -q '"owner_pid":[0-9]'; }
 wait_for "the held session" $held has_owner
-wait_for "the held session" $held grep -q 'blocks available' "$dir/held.log"
 "$program" status --socket "$dir/run/engine.sock" | sed 's/^/  /'
 if [ -x "$smbstatus" ]; then
     "$smbstatus" --configfile="$dir/smb.conf" --processes 2>/dev/null | sed -n '/^PID/,$p' | sed 's/^/  /'
