@@ -27,7 +27,7 @@ pub(super) fn host_addresses() -> std::io::Result<Vec<HostAddress>> {
             name: interface.name,
         })
         .collect();
-    addresses.sort_by(|a, b| (a.index, a.address).cmp(&(b.index, b.address)));
+    addresses.sort_by_key(|a| (a.index, a.address));
     addresses.dedup();
     Ok(addresses)
 }
