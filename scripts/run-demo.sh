@@ -220,7 +220,7 @@ held=$!
 pids+=($held)
 exec 7>"$dir/commands"
 echo ls >&7
-has_owner() { "$program" status --json --socket "$dir/run/engine.sock" | grep -q '"owner_pid":[0-9]'; }
+has_owner() { "$program" status --json --socket "$dir/run/engine.sock" | grep -q '"owner_pid":[1-9]'; }
 wait_for "the held session" $held has_owner
 "$program" status --socket "$dir/run/engine.sock" | sed 's/^/  /'
 if [ -x "$smbstatus" ]; then

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod args;
+mod bench;
 mod engine;
 mod failure;
 mod ping;
@@ -37,6 +38,9 @@ enum Command {
     Engine(engine::Args),
     Proxy(proxy::Args),
     Ping(ping::Args),
+    Bench(bench::Args),
+    #[command(hide = true)]
+    BenchHelper(bench::HelperArgs),
     Status(status::Args),
 }
 
@@ -49,6 +53,8 @@ fn main() -> ExitCode {
         Command::Engine(args) => engine::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Ping(args) => ping::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchHelper(args) => bench::run_helper(&args),
         Command::Status(args) => status::run(&args),
     };
     match outcome {

@@ -1,0 +1,208 @@
+//! `smbdirect bench`: software iWARP and the engine against plain TCP, in one run, as ratios.
+//!
+//! The other ends are children of this process: the same binary under its hidden `bench-helper`
+//! command. Repetitions of the two sides of a ratio alternate, and their medians are compared, so
+//! that a machine that changes its speed meanwhile does not favour one.
+
+mod bulk;
+mod helper;
+mod process;
+mod scale;
+mod small;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+
+use crate::failure::Failure;
+use crate::session::say;
+use crate::units::{parse_seconds, parse_size};
+
+pub(crate) use helper::run as run_helper;
+pub(crate) use helper::Args as HelperArgs;
+
+/// Measure software iWARP and the engine against plain TCP, on this machine.
+///
+/// bulk: RDMA READ and WRITE of large buffers between two processes, with and without CRC, against
+/// the same bytes over one TCP connection between the same processes. small: PDUs from a peer
+/// through the engine to a handle in a third process and back, against a TCP echo through one
+/// relay process. scale: connections per second, and memory and CPU of idle connections, each
+/// with a handle of its own.
+///
+/// All of it runs on 127.0.0.1 with children of this process; nothing else is touched. Figures are
+/// medians of repetitions that alternate between the two sides of a ratio.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "Examples:\n  \
+    smbdirect bench\n  \
+    smbdirect bench --only bulk --bytes 2G --repeat 9\n  \
+    smbdirect bench --json > result.json\n\n\
+    Exit status: 0 measured (whatever the figures), 1 failure, 2 wrong usage.")]
+pub(crate) struct Args {
+    /// Measure only this, may be given several times: bulk, small, scale
+    #[arg(long, value_name = "WHAT", value_parser = ["bulk", "small", "scale"])]
+    only: Vec<String>,
+    /// Repetitions of each measurement
+    #[arg(long, value_name = "COUNT", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Bytes that one bulk repetition moves (K, M, G allowed)
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "512M")]
+    bytes: u64,
+    /// Bytes of one RDMA operation in bulk, 4K to 16M
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "1M")]
+    chunk: u64,
+    /// RDMA operations outstanding in bulk
+    #[arg(long, value_name = "COUNT", default_value_t = 8,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    depth: u32,
+    /// Payload of a small PDU, bytes
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "256")]
+    size: u64,
+    /// Round trips of one repetition
+    #[arg(long, value_name = "COUNT", default_value_t = 3000,
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    iters: u32,
+    /// PDUs outstanding when the message rate is measured
+    #[arg(long, value_name = "COUNT", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    window: u32,
+    /// Idle connections to measure, may be given several times [default: 1 100 1000]
+    #[arg(long, value_name = "COUNT",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: Vec<u32>,
+    /// Seconds to watch the CPU time of idle connections
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "2")]
+    idle: Duration,
+    /// The result as one JSON object, nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the result.
+struct Row {
+    what: String,
+    ours: f64,
+    /// What it is compared with; none: a figure of its own.
+    tcp: Option<f64>,
+    unit: &'static str,
+    goal: &'static str,
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        self.tcp.filter(|tcp| *tcp > 0.0).map(|tcp| self.ours / tcp)
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "what": self.what,
+            "ours": self.ours,
+            "tcp": self.tcp,
+            "ratio": self.ratio(),
+            "unit": self.unit,
+            "goal": self.goal,
+        })
+    }
+}
+
+/// Measures and shows.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if !(4096..=16 << 20).contains(&args.chunk) {
+        return Err(Failure::Usage(format!(
+            "--chunk {}: use 4K to 16M",
+            args.chunk
+        )));
+    }
+    if args.size == 0 || args.size > 65_536 {
+        return Err(Failure::Usage(format!(
+            "--size {}: use 1 to 64K",
+            args.size
+        )));
+    }
+    let wants = |what: &str| args.only.is_empty() || args.only.iter().any(|only| only == what);
+    let mut rows = Vec::new();
+    let progress = |text: &str| {
+        if !args.json {
+            eprintln!("measuring {text} ...");
+        }
+    };
+    if wants("bulk") {
+        progress("bulk");
+        rows.extend(bulk::measure(args)?);
+    }
+    if wants("small") {
+        progress("small PDUs");
+        rows.extend(small::measure(args)?);
+    }
+    if wants("scale") {
+        progress("idle connections");
+        rows.extend(scale::measure(args)?);
+    }
+    if args.json {
+        let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
+        say(json!({ "version": env!("CARGO_PKG_VERSION"), "results": rows }));
+    } else {
+        say(table(&rows));
+    }
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
+    let number = |value: f64| match value {
+        value if value >= 1000.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.3}"),
+    };
+    let mut text = format!(
+        "{:<52} {:>11} {:>11} {:>7}  {:<10} goal\n",
+        "", "SMB Direct", "TCP", "ratio", "unit"
+    );
+    for row in rows {
+        let _ = writeln!(
+            text,
+            "{:<52} {:>11} {:>11} {:>7}  {:<10} {}",
+            row.what,
+            number(row.ours),
+            row.tcp.map_or_else(|| "-".into(), number),
+            row.ratio()
+                .map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
+            row.unit,
+            row.goal,
+        );
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// The middle of some figures.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        len if len % 2 == 1 => values[len / 2],
+        len => (values[len / 2 - 1] + values[len / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_ratios() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&mut []), 0.0);
+        let row = |tcp| Row {
+            what: "x".into(),
+            ours: 3.0,
+            tcp,
+            unit: "MB/s",
+            goal: "",
+        };
+        assert_eq!(row(Some(4.0)).ratio(), Some(0.75));
+        assert_eq!(row(Some(0.0)).ratio(), None);
+        assert_eq!(row(None).ratio(), None);
+    }
+}
