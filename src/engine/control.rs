@@ -226,7 +226,7 @@ impl Engine {
             Request::Reject { token } => self.reject(now, key, &token).map(|()| Reply::Ok),
             Request::Export { connection } => {
                 // What the handle submitted before has to be known first.
-                self.take_from(now, key, usize::MAX);
+                self.take_all(now, key);
                 self.export(key, connection).map(Reply::Token)
             }
             Request::CancelExport { connection } => {
@@ -490,7 +490,7 @@ impl Engine {
             .handle_at(key)
             .is_some_and(|handle| handle.broken.is_none());
         if honest {
-            self.take_from(now, key, usize::MAX);
+            self.take_all(now, key);
         }
         let Some(mut client) = self.clients.remove(key) else {
             return;

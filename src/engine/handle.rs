@@ -37,6 +37,8 @@ pub(super) struct Handle {
     pub(super) active: bool,
     /// Completions were pushed and not published yet.
     dirty: bool,
+    /// Completions pushed since the last publish.
+    pub(super) pushed: u64,
     /// A broken rule of the rings; the handle has to go.
     pub(super) broken: Option<RingError>,
 }
@@ -63,6 +65,7 @@ impl Handle {
             used: false,
             active: false,
             dirty: false,
+            pushed: 0,
             broken: None,
         }
     }
@@ -107,12 +110,34 @@ impl Handle {
                 }
             }
         }
-        self.free.len() - before
+        let count = self.free.len() - before;
+        if count > 0 {
+            self.give_memory_back();
+        }
+        count
+    }
+
+    /// A connection could not get all the slots it may have.
+    pub(super) fn starve(&mut self, conn: usize) {
+        if !self.starved.contains(&conn) {
+            self.starved.push(conn);
+        }
+        self.want_returns();
+    }
+
+    /// Without connections the receive slots and the send area need no memory.
+    pub(super) fn give_memory_back(&mut self) {
+        if self.attached == 0 {
+            if let Err(error) = self.side.punch_idle() {
+                self.broken.get_or_insert(error);
+            }
+        }
     }
 
     /// Puts a completion into the ring; the owner sees it after [`Handle::publish`].
     pub(super) fn push(&mut self, entry: &CqEntry) -> Option<CqPosition> {
         self.dirty = true;
+        self.pushed += 1;
         match self.side.push_cq(entry) {
             Ok(position) => Some(position),
             Err(PushError::Full) => {

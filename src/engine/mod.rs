@@ -560,6 +560,7 @@ impl Engine {
             let Some(handle) = self.clients.get_mut(key).and_then(|c| c.handle.as_mut()) else {
                 continue;
             };
+            self.counters.completions += std::mem::take(&mut handle.pushed);
             self.counters.bells_rung += u64::from(handle.publish());
             if let Some(error) = &handle.broken {
                 let error = error.to_string();

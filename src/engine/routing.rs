@@ -315,6 +315,7 @@ impl Engine {
                 bytes: response,
                 flags: flags::NEGOTIATE_RESPONSE,
                 invalidated: None,
+                delivered: 0,
             });
         }
         self.touch(key);
@@ -401,9 +402,7 @@ impl Engine {
             flags,
             ..CqEntry::new(CqKind::Attached, owner.id)
         });
-        while let Some(pdu) = conn.held.pop_front() {
-            conn.deliver_held(&mut self.clients, owner, pdu);
-        }
+        conn.deliver_held(key, &mut self.clients);
         self.share_slots(owner.handle);
         self.touch(key);
         if self.conns[key].machine.negotiated().is_some() {
@@ -464,6 +463,7 @@ impl Engine {
             conn.submit_own_pdu(memory);
         }
         conn.submit_close(now);
+        conn.phase = Phase::Closing;
         self.touch(key);
     }
 
@@ -612,11 +612,7 @@ impl Engine {
         let conn = &mut self.conns[key];
         conn.phase = Phase::Attached;
         conn.deadline = None;
-        if let Some(owner) = conn.owner {
-            while let Some(pdu) = conn.held.pop_front() {
-                conn.deliver_held(&mut self.clients, owner, pdu);
-            }
-        }
+        conn.deliver_held(key, &mut self.clients);
         self.touch(key);
     }
 
@@ -624,6 +620,7 @@ impl Engine {
     fn end_ownership(&mut self, owner: Owner, entry: &CqEntry) {
         if let Some(handle) = self.clients.handle(owner.handle) {
             handle.push_disconnected(owner.index, entry);
+            handle.give_memory_back();
             self.share_slots(owner.handle);
         }
     }

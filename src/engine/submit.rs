@@ -63,6 +63,14 @@ impl Engine {
         taken
     }
 
+    /// Takes what a handle has submitted up to now: at most a ring full of it.
+    pub(super) fn take_all(&mut self, now: Instant, key: usize) {
+        if let Some(handle) = self.clients.handle_at(key) {
+            let most = handle.side.layout().sq_capacity as usize;
+            self.take_from(now, key, most);
+        }
+    }
+
     fn submit(&mut self, now: Instant, key: usize, entry: &SqEntry) {
         let Some(handle) = self.clients.handle_at(key) else {
             return;

@@ -104,10 +104,7 @@ impl Conn {
         }
         if posted < count {
             if let Some(handle) = owner.and_then(|o| clients.handle(o.handle)) {
-                if !handle.starved.contains(&key) {
-                    handle.starved.push(key);
-                }
-                handle.want_returns();
+                handle.starve(key);
             }
         }
         self.machine.handle_posted(posted);
@@ -121,7 +118,10 @@ impl Conn {
         piece: &Piece,
         now: Instant,
     ) {
-        if let Some(owner) = self.delivers_to().filter(|_| self.assembly.is_empty()) {
+        if let Some(owner) = self
+            .delivers_to()
+            .filter(|_| self.assembly.is_empty() && self.held.is_empty())
+        {
             if let Some(handle) = clients.handle(owner.handle) {
                 if let Some(slot) = self.owner_slot(handle, owner, buffer, piece) {
                     self.half_delivered = !piece.last;
@@ -171,6 +171,9 @@ impl Conn {
 
     /// Keeps a piece until the connection has an owner that takes PDUs.
     pub(super) fn hold(&mut self, clients: &mut Clients, buffer: u32, piece: &Piece, now: Instant) {
+        if self.phase == Phase::Closing {
+            return self.recycle(clients, buffer);
+        }
         let limit = if self.owner.is_some() {
             self.machine
                 .negotiated()
@@ -198,53 +201,51 @@ impl Conn {
         self.recycle(clients, buffer);
         if piece.last && fits {
             let bytes = std::mem::take(&mut self.assembly);
-            let pdu = HeldPdu {
+            self.held.push_back(HeldPdu {
                 bytes,
                 flags: 0,
                 invalidated: piece.invalidated,
-            };
-            match self.delivers_to() {
-                Some(owner) => self.deliver_held(clients, owner, pdu),
-                None => self.held.push_back(pdu),
-            }
+                delivered: 0,
+            });
         }
     }
 
-    /// Hands a PDU that the engine holds to the owner, in as many slots as it takes.
-    pub(in crate::engine) fn deliver_held(
-        &mut self,
-        clients: &mut Clients,
-        owner: Owner,
-        pdu: HeldPdu,
-    ) {
+    /// Hands the PDUs that the engine holds to the owner, as far as it has receive slots; the rest
+    /// goes on when it returns some.
+    pub(in crate::engine) fn deliver_held(&mut self, key: usize, clients: &mut Clients) {
+        let Some(owner) = self.delivers_to() else {
+            return;
+        };
         let Some(handle) = clients.handle(owner.handle) else {
             return;
         };
         let slot_size = handle.side.layout().options().receive_slot_size as usize;
-        let mut rest = pdu.bytes.as_slice();
-        let mut first = true;
-        while first || !rest.is_empty() {
+        while let Some(pdu) = self.held.front_mut() {
+            let rest = pdu.bytes.get(pdu.delivered..).unwrap_or_default();
+            let chunk = rest.get(..slot_size).unwrap_or(rest);
             let Some((slot, memory)) = handle.take_slot() else {
-                self.latch_end(-libc::ENOBUFS, "no receive slot for a PDU handed over");
+                handle.starve(key);
                 return;
             };
-            let (chunk, left) = rest.split_at(rest.len().min(slot_size));
             if memory.write(0, chunk).is_err() {
                 handle.release_slot(slot);
                 return;
             }
-            rest = left;
+            let remaining = rest.len() - chunk.len();
             let piece = Piece {
                 data_offset: 0,
                 data_length: chunk.len(),
-                remaining: rest.len() as u32,
-                last: rest.is_empty(),
-                invalidated: pdu.invalidated,
+                remaining: remaining as u32,
+                last: remaining == 0,
+                invalidated: pdu.invalidated.filter(|_| pdu.delivered == 0),
             };
             let mut entry = piece.entry(owner.id, slot);
             entry.flags |= pdu.flags;
+            pdu.delivered += chunk.len();
             handle.push(&entry);
-            first = false;
+            if remaining == 0 {
+                self.held.pop_front();
+            }
         }
     }
 

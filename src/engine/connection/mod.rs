@@ -74,6 +74,8 @@ pub(super) struct HeldPdu {
     pub(super) bytes: Vec<u8>,
     pub(super) flags: u16,
     pub(super) invalidated: Option<u32>,
+    /// Bytes that the owner has got already.
+    pub(super) delivered: usize,
 }
 
 /// Bytes moved by RDMA, for status.
@@ -277,6 +279,9 @@ impl Conn {
             if !sent || self.work.is_empty() {
                 break;
             }
+        }
+        if !self.held.is_empty() {
+            self.deliver_held(key, clients);
         }
         !self.held.is_empty() && matches!(self.phase, Phase::Routing | Phase::AwaitingSession)
     }
