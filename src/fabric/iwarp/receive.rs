@@ -465,7 +465,7 @@ impl Qp {
     }
 
     fn on_write_header(&mut self, header: Tagged, len: usize) -> Result<(), End> {
-        // A zero-length Write is placed nowhere, so its STag is not looked at (RFC 5040 5.2).
+        // A zero-length Write is placed nowhere, so its STag is not looked at (RFC 5040 5.1).
         if len == 0 {
             return Ok(());
         }
@@ -537,7 +537,7 @@ impl Qp {
                 format!("Read Request of {len} bytes in a segment of several"),
             ));
         }
-        // RFC 5040 section 5.1, RFC 6581 section 9: no more than the agreed number at once.
+        // RFC 5040 section 5.2, RFC 6581 section 9: no more than the agreed number at once.
         if self.inbound_reads >= self.ird {
             return Err(End::violation(
                 Code::STREAM_CATASTROPHIC,

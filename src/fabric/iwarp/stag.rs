@@ -75,7 +75,7 @@ impl Refused {
     pub(super) fn of_write(self) -> Code {
         match self {
             Self::Token => Code::TAGGED_INVALID_TOKEN,
-            // DDP knows no access rights; RDMAP does (RFC 5040 section 7.1).
+            // DDP knows no access rights; RDMAP does (RFC 5040 section 7.2).
             Self::Access => Code::ACCESS,
             Self::Bounds => Code::TAGGED_BOUNDS,
             Self::Wrap => Code::TAGGED_WRAP,
@@ -144,7 +144,7 @@ impl Registrations {
     }
 
     /// Where `len` bytes at tagged offset `offset` are in the memory of `token`. Not for lengths
-    /// of 0: those are not checked (RFC 5040 section 5.2 and 5.3).
+    /// of 0: those are not checked (RFC 5040 section 5.1 and 5.2).
     pub(super) fn check(
         &self,
         token: u32,

@@ -1,4 +1,4 @@
-//! Terminate messages and their codes (RFC 5040 section 4.8, RFC 5041 section 8, RFC 5044 section
+//! Terminate messages and their codes (RFC 5040 section 4.8, RFC 5041 section 7, RFC 5044 section
 //! 8, RFC 6581 section 8).
 
 use std::fmt;
