@@ -3,6 +3,22 @@
  * smbdirect.h: SMB Direct (SMB3 over RDMA, [MS-SMBD]) for C programs.
  *
  * This file is generated from src/capi by cbindgen (`make header`). Do not edit it.
+ *
+ * For all functions:
+ * - They return 0 or a count, or a negative errno; smbd_last_error has the text.
+ * - Outputs are written only on success.
+ * - Structures start with their own size, set by the caller. A size below that of
+ *   the first version is -EINVAL. A larger one is fine as long as the bytes that
+ *   this library does not know are 0; else it is -E2BIG.
+ * - A handle is used by one thread at a time; different handles are independent.
+ * - A handle works only in the process that opened it; elsewhere each call gives
+ *   -EPERM, and only smbd_close_after_fork is allowed.
+ * - Nothing blocks but the calls that ask the engine, for at most
+ *   smbd_open_options.timeout_msec: smbd_open, smbd_close, smbd_reconnect, the
+ *   setters, smbd_listen and the like, smbd_connect, smbd_accept, smbd_export.
+ * - The library starts no threads, installs no signal or exit handlers, and opens
+ *   every file descriptor close-on-exec.
+ * - A fault inside the library is -ENOTRECOVERABLE; close the handle then.
  */
 
 #ifndef SMBDIRECT_H
@@ -1002,8 +1018,10 @@ int smbd_disconnect(struct smbd_handle *handle,
  * Takes over an offered connection, or one that smbd_export has given a token for.
  *
  * Parameters: handle; token: 16 bytes; out_connection: gets the connection.
- * Returns: 0; -ENOENT: unknown or expired token; -ENOSPC: the handle has max_connections
- * already, or no receive slots; -EMSGSIZE: its receive slots are too small.
+ * Returns: 0; -ENOENT: unknown or expired token; -EACCES: the token is another user's; -ENOSPC:
+ * the handle has max_connections already, or no receive slots; -EMSGSIZE: its receive slots are
+ * too small; -EBUSY: the connection's owner has operations in flight; -EALREADY: it belongs to
+ * this handle.
  */
 int smbd_accept(struct smbd_handle *handle,
                 const uint8_t *token,
@@ -1018,13 +1036,14 @@ int smbd_accept(struct smbd_handle *handle,
 int smbd_reject(struct smbd_handle *handle, const uint8_t *token);
 
 /**
- * Makes a token with which another handle of the same user takes this connection over. Until
+ * Makes a token with which another handle of the same user (or of root) takes this connection over. Until
  * then the connection stays here, but delivers no PDUs: those that come go to the new owner.
  * At the hand-over it ends here with -EREMCHG. If this process ends first the engine keeps the
  * connection for 10 seconds. smbd_set_receive makes the token void and the PDUs come here again.
  *
  * Parameters: handle; connection; out_token: gets 16 bytes.
- * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here: take them with smbd_get_events first.
+ * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here, or one is half received: take them with
+ * smbd_get_events first.
  */
 int smbd_export(struct smbd_handle *handle,
                 uint64_t connection,
@@ -1266,8 +1285,10 @@ int smbd_disconnect(struct smbd_handle *handle,
  * Takes over an offered connection, or one that smbd_export has given a token for.
  *
  * Parameters: handle; token: 16 bytes; out_connection: gets the connection.
- * Returns: 0; -ENOENT: unknown or expired token; -ENOSPC: the handle has max_connections
- * already, or no receive slots; -EMSGSIZE: its receive slots are too small.
+ * Returns: 0; -ENOENT: unknown or expired token; -EACCES: the token is another user's; -ENOSPC:
+ * the handle has max_connections already, or no receive slots; -EMSGSIZE: its receive slots are
+ * too small; -EBUSY: the connection's owner has operations in flight; -EALREADY: it belongs to
+ * this handle.
  */
 int smbd_accept(struct smbd_handle *handle,
                 const uint8_t *token,
@@ -1282,13 +1303,14 @@ int smbd_accept(struct smbd_handle *handle,
 int smbd_reject(struct smbd_handle *handle, const uint8_t *token);
 
 /**
- * Makes a token with which another handle of the same user takes this connection over. Until
+ * Makes a token with which another handle of the same user (or of root) takes this connection over. Until
  * then the connection stays here, but delivers no PDUs: those that come go to the new owner.
  * At the hand-over it ends here with -EREMCHG. If this process ends first the engine keeps the
  * connection for 10 seconds. smbd_set_receive makes the token void and the PDUs come here again.
  *
  * Parameters: handle; connection; out_token: gets 16 bytes.
- * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here: take them with smbd_get_events first.
+ * Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here, or one is half received: take them with
+ * smbd_get_events first.
  */
 int smbd_export(struct smbd_handle *handle,
                 uint64_t connection,

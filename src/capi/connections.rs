@@ -25,8 +25,10 @@ pub unsafe extern "C" fn smbd_disconnect(handle: *mut smbd_handle, connection: u
 /// Takes over an offered connection, or one that smbd_export has given a token for.
 ///
 /// Parameters: handle; token: 16 bytes; out_connection: gets the connection.
-/// Returns: 0; -ENOENT: unknown or expired token; -ENOSPC: the handle has max_connections
-/// already, or no receive slots; -EMSGSIZE: its receive slots are too small.
+/// Returns: 0; -ENOENT: unknown or expired token; -EACCES: the token is another user's; -ENOSPC:
+/// the handle has max_connections already, or no receive slots; -EMSGSIZE: its receive slots are
+/// too small; -EBUSY: the connection's owner has operations in flight; -EALREADY: it belongs to
+/// this handle.
 #[no_mangle]
 pub unsafe extern "C" fn smbd_accept(
     handle: *mut smbd_handle,
@@ -63,13 +65,14 @@ pub unsafe extern "C" fn smbd_reject(handle: *mut smbd_handle, token: *const u8)
     unsafe { with_handle(handle, call) }
 }
 
-/// Makes a token with which another handle of the same user takes this connection over. Until
+/// Makes a token with which another handle of the same user (or of root) takes this connection over. Until
 /// then the connection stays here, but delivers no PDUs: those that come go to the new owner.
 /// At the hand-over it ends here with -EREMCHG. If this process ends first the engine keeps the
 /// connection for 10 seconds. smbd_set_receive makes the token void and the PDUs come here again.
 ///
 /// Parameters: handle; connection; out_token: gets 16 bytes.
-/// Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here: take them with smbd_get_events first.
+/// Returns: 0; -ENOTCONN; -EBUSY: PDUs wait here, or one is half received: take them with
+/// smbd_get_events first.
 #[no_mangle]
 pub unsafe extern "C" fn smbd_export(
     handle: *mut smbd_handle,

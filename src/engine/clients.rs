@@ -89,6 +89,16 @@ impl Clients {
         self.slab.iter()
     }
 
+    /// The user of the parent handle; root when there is none.
+    pub(super) fn parent_uid(&self) -> u32 {
+        let parent = |c: &&Client| c.handle.as_ref().is_some_and(|handle| handle.parent);
+        self.slab
+            .iter()
+            .map(|(_, client)| client)
+            .find(parent)
+            .map_or(0, |c| c.credentials.uid)
+    }
+
     /// The server's parent handle.
     pub(super) fn parent(&mut self) -> Option<&mut Handle> {
         let is_parent = |c: &Client| c.handle.as_ref().is_some_and(|h| h.parent);

@@ -445,9 +445,11 @@ impl Engine {
         if !parent.push_offer(&entry) {
             return self.turn_away(now, key, "the parent does not take its offers", None);
         }
+        let uid = self.clients.parent_uid();
         let conn = &mut self.conns[key];
         conn.phase = Phase::Offered;
         conn.token = Some(token);
+        conn.token_uid = uid;
         conn.deadline = Some(deadline);
         self.by_token.insert(token, key);
     }
@@ -498,6 +500,15 @@ impl Engine {
         };
         let key = *self.by_token.get(token).ok_or_else(unknown)?;
         let id = self.clients.handle_at(client).ok_or_else(unknown)?.id;
+        let uid = self
+            .clients
+            .get(client)
+            .map_or(u32::MAX, |c| c.credentials.uid);
+        let token_uid = self.conns[key].token_uid;
+        if uid != 0 && uid != token_uid {
+            let text = format!("the token is for processes of user {token_uid}, not {uid}");
+            return Err((libc::EACCES, text));
+        }
         self.check_room(key, id)?;
         let old = self.conns[key].owner;
         if old.is_some_and(|old| old.handle == id) {
@@ -580,7 +591,7 @@ impl Engine {
     /// Makes a token with which another handle can take a connection over.
     pub(super) fn export(&mut self, client: usize, id: u64) -> Result<[u8; 16], Refused> {
         let key = self.owned(client, id)?;
-        // What was submitted before counts as before.
+        let uid = self.clients.get(client).map_or(0, |c| c.credentials.uid);
         let conn = &mut self.conns[key];
         match (conn.phase, conn.token) {
             (Phase::Exported, Some(token)) => return Ok(token),
@@ -598,6 +609,7 @@ impl Engine {
             .map_err(|error| (libc::EIO, format!("no random bytes: {error}")))?;
         conn.phase = Phase::Exported;
         conn.token = Some(token);
+        conn.token_uid = uid;
         self.by_token.insert(token, key);
         Ok(token)
     }

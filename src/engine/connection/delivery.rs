@@ -193,7 +193,7 @@ impl Conn {
             _ => {
                 self.latch_end(
                     -libc::EPROTO,
-                    format!("more than {limit} bytes before the connection has an owner"),
+                    format!("more than {limit} bytes that wait for an owner to take them"),
                 );
                 self.machine.close(now);
             }

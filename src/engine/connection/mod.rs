@@ -99,6 +99,8 @@ pub(super) struct Conn {
     pub(super) phase: Phase,
     pub(super) owner: Option<Owner>,
     pub(super) token: Option<[u8; 16]>,
+    /// The user whose processes (and root's) may use the token.
+    pub(super) token_uid: u32,
     pub(super) created: Instant,
     /// When the phase has to be over.
     pub(super) deadline: Option<Instant>,
@@ -152,6 +154,7 @@ impl Conn {
             phase: Phase::Negotiating,
             owner: None,
             token: None,
+            token_uid: 0,
             created: now,
             deadline: None,
             timer: None,
