@@ -35,6 +35,8 @@ pub(super) struct Handle {
     pub(super) used: bool,
     /// Its rings are looked at in each turn of the loop.
     pub(super) active: bool,
+    /// Returned slots wait for which the owner did not ring.
+    pub(super) returns_wait: bool,
     /// Completions were pushed and not published yet.
     dirty: bool,
     /// Completions pushed since the last publish.
@@ -64,6 +66,7 @@ impl Handle {
             client_guids: Vec::new(),
             used: false,
             active: false,
+            returns_wait: false,
             dirty: false,
             pushed: 0,
             broken: None,
@@ -193,7 +196,7 @@ impl Handle {
     /// Wants to be woken when the owner returns receive slots.
     pub(super) fn want_returns(&mut self) {
         match self.side.set_returns_wanted(true) {
-            Ok(_) => {}
+            Ok(some_wait) => self.returns_wait |= some_wait,
             Err(error) => {
                 self.broken.get_or_insert(error);
             }

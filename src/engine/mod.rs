@@ -562,6 +562,11 @@ impl Engine {
             };
             self.counters.completions += std::mem::take(&mut handle.pushed);
             self.counters.bells_rung += u64::from(handle.publish());
+            if std::mem::take(&mut handle.returns_wait) && !handle.active {
+                handle.active = true;
+                handle.disarm();
+                self.active.push(key);
+            }
             if let Some(error) = &handle.broken {
                 let error = error.to_string();
                 self.counters.handles_dropped += 1;

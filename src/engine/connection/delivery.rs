@@ -242,6 +242,7 @@ impl Conn {
             let mut entry = piece.entry(owner.id, slot);
             entry.flags |= pdu.flags;
             pdu.delivered += chunk.len();
+            self.half_delivered = remaining != 0;
             handle.push(&entry);
             if remaining == 0 {
                 self.held.pop_front();
