@@ -393,7 +393,7 @@ fn the_engine_takes_no_more_than_max_connections() {
 fn a_full_handle_refuses() {
     let mut server = Server::plain();
     let area = AreaOptions {
-        receive_slots: 16,
+        receive_slots: 20,
         ..AreaOptions::default()
     };
     let single = AreaOptions {
