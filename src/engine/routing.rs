@@ -11,7 +11,7 @@ use log::{debug, info, warn};
 
 use super::connection::{Conn, HeldPdu, Owner, Phase, LINGER, PRIVATE_RECEIVES};
 use super::handle::HandleId;
-use super::Engine;
+use super::{Engine, SUBMIT_BATCH};
 use crate::fabric::{AcceptOptions, EndReason, QpKey};
 use crate::ipc;
 use crate::mem::MemSlice;
@@ -351,6 +351,7 @@ impl Engine {
 
     /// Attaches to a handle that has registered for it.
     fn attach_routed(&mut self, now: Instant, key: usize, id: HandleId) -> Result<(), Refused> {
+        self.take_from(now, id.client, SUBMIT_BATCH);
         self.check_room(key, id)?;
         let owner = self.claim_index(id.client, key)?;
         self.unowned -= 1;
@@ -509,6 +510,8 @@ impl Engine {
             let text = format!("the token is for processes of user {token_uid}, not {uid}");
             return Err((libc::EACCES, text));
         }
+        // Slots that it has returned count as free.
+        self.take_from(now, client, SUBMIT_BATCH);
         self.check_room(key, id)?;
         let old = self.conns[key].owner;
         if old.is_some_and(|old| old.handle == id) {
