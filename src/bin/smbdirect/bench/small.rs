@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use smbdirect::ipc::{self, Caller, EngineCounters};
+use smbdirect::ipc::{self, Caller};
 use smbdirect::peer::{Config, ConnectionId, Endpoint, PeerEvent};
 
 use super::helper::patience;
@@ -64,23 +64,19 @@ pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
         },
     ];
 
-    // Events and system calls under load: the counters of both sides over one more second.
-    let before = bed.counters()?;
-    let switches = voluntary_switches(handle.pid())?;
+    // Sleeps of the engine under load, over one more second; the handle's process has counted on
+    // its own.
     let engine_switches = voluntary_switches(bed.engine.pid())?;
     let mut pdus = 0.0;
     for _ in 0..2 {
         pdus += rate_smbd(&mut session, id, &payload, args.window)? * RATE_TIME.as_secs_f64();
     }
-    let after = bed.counters()?;
-    let switches = voluntary_switches(handle.pid())? - switches;
     let engine_switches = voluntary_switches(bed.engine.pid())? - engine_switches;
     let statistics: Value =
         serde_json::from_str(&handle.finish()?).map_err(Failure::of("the handle's statistics"))?;
     let number = |key: &str| statistics[key].as_f64().unwrap_or_default();
     let share = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-    let completions = (after.completions - before.completions) as f64;
-    let per_wake = share(completions, switches as f64);
+    let per_wake = share(number("load_pdus"), number("load_batches"));
     let mut figure = |what: &str, value: f64, unit, goal| {
         rows.push(Row {
             what: what.into(),
@@ -146,10 +142,6 @@ impl Bed {
         let mut caller = Caller::connect(&self.socket(), Duration::from_secs(5))
             .map_err(Failure::of("the engine's socket"))?;
         ipc::fetch_status(&mut caller, Duration::from_secs(5)).map_err(Failure::of("status"))
-    }
-
-    pub(super) fn counters(&self) -> Result<EngineCounters, Failure> {
-        Ok(self.status()?.engine.counters)
     }
 
     /// Bytes committed in the areas of all handles.
