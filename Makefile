@@ -15,6 +15,7 @@ VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1
 LIBFILE    := libsmbdirect.so.$(ABI).$(shell echo $(VERSION) | cut -d. -f2-)
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
+LIBRARY    := $(RELEASE)/libsmbdirect.so
 
 .PHONY: help build run test lint bench header install uninstall clean
 
@@ -50,7 +51,7 @@ header:
 install: build
 	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
 	$(INSTALL) -m 755 $(RELEASE)/smbdirect '$(DESTDIR)$(BINDIR)/smbdirect'
-	$(INSTALL) -m 755 $(RELEASE)/libsmbdirect.so '$(DESTDIR)$(LIBDIR)/$(LIBFILE)'
+	$(INSTALL) -m 755 $(LIBRARY) '$(DESTDIR)$(LIBDIR)/$(LIBFILE)'
 	ln -sf $(LIBFILE) '$(DESTDIR)$(LIBDIR)/libsmbdirect.so.$(ABI)'
 	ln -sf libsmbdirect.so.$(ABI) '$(DESTDIR)$(LIBDIR)/libsmbdirect.so'
 	$(INSTALL) -m 644 include/smbdirect.h '$(DESTDIR)$(INCLUDEDIR)/smbdirect.h'
