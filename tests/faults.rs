@@ -1,0 +1,237 @@
+//! What dies, lies or stays silent costs its own connections and nothing else. The engine is a
+//! process of its own here.
+
+#[path = "common/engine_host.rs"]
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use common::{
+    connect_and_send, listen, negotiate, open_at, send, until_end, until_status, wait_for,
+    TestEngine,
+};
+use smbdirect::client::{EventKind, Handle};
+use smbdirect::ipc::{Params, SessionSpec};
+
+/// Names the control socket for the worker process; see [`worker_process`].
+const WORKER: &str = "SMBDIRECT_TEST_WORKER";
+const GUID: [u8; 16] = *b"guid-of-a-worker";
+
+/// `smbdirect engine`, killed with the value.
+struct EngineProcess {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl EngineProcess {
+    fn start(socket: PathBuf) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_smbdirect"))
+            .args(["engine", "--socket"])
+            .arg(&socket)
+            .env("SMBDIRECT_LOG", "error")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "ready"));
+        Self { child, socket }
+    }
+
+    fn new(name: &str) -> Self {
+        let name = format!("smbdirect-faults-{name}-{}", std::process::id());
+        Self::start(std::env::temp_dir().join(name))
+    }
+
+    fn fds(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+fn parent_of(engine: &EngineProcess) -> (Handle, SocketAddr) {
+    let mut parent = open_at(&engine.socket, true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = listen(&mut parent);
+    (parent, address)
+}
+
+fn register(handle: &mut Handle, client_guid: [u8; 16]) {
+    let spec = SessionSpec {
+        session_id: None,
+        client_guid: Some(client_guid),
+        remove: false,
+    };
+    handle.set_session(&spec).unwrap();
+}
+
+/// Run by other tests as a process that is to be killed: it sends without end.
+#[test]
+fn worker_process() {
+    let Some(socket) = std::env::var_os(WORKER) else {
+        return;
+    };
+    let mut handle = open_at(socket.as_ref(), false);
+    register(&mut handle, GUID);
+    println!("registered");
+    let connection = wait_for(&mut handle, EventKind::Attached).0.connection;
+    loop {
+        send(&mut handle, connection, 1, &[0x5a; 200_000]);
+        wait_for(&mut handle, EventKind::PduSent);
+    }
+}
+
+#[test]
+fn a_killed_worker_leaves_nothing_behind() {
+    let engine = EngineProcess::new("worker");
+    let (_parent, address) = parent_of(&engine);
+    let (mut client, mut other) = (
+        open_at(&engine.socket, false),
+        open_at(&engine.socket, false),
+    );
+    register(&mut other, [9; 16]);
+    let mut friend = open_at(&engine.socket, false);
+    let survivor = connect_and_send(&mut friend, address, &negotiate([9; 16], &[0x0300]));
+    wait_for(&mut other, EventKind::PduReceived);
+    let base = until_status(&engine.socket, "quiet", |s| s.connections.len() == 2);
+    let fds = engine.fds();
+    for _ in 0..3 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["worker_process", "--exact", "--nocapture"])
+            .env(WORKER, &engine.socket)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("registered")));
+        connect_and_send(&mut client, address, &negotiate(GUID, &[0x0300]));
+        wait_for(&mut client, EventKind::PduReceived);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(until_end(&mut client).1, -libc::ECONNRESET);
+        until_status(&engine.socket, "as before", |s| {
+            s.connections.len() == 2 && s.handles.len() == base.handles.len()
+        });
+        let start = std::time::Instant::now();
+        while engine.fds() > fds {
+            assert!(start.elapsed() < common::PATIENCE, "descriptors are left");
+        }
+        send(&mut friend, survivor, 2, b"\xfeSMB still here");
+        let got = wait_for(&mut other, EventKind::PduReceived).1;
+        assert_eq!(got, b"\xfeSMB still here");
+    }
+}
+
+#[test]
+fn handles_survive_a_killed_engine() {
+    let mut engine = EngineProcess::new("engine");
+    let (mut parent, address) = parent_of(&engine);
+    let (mut client, mut worker) = (
+        open_at(&engine.socket, false),
+        open_at(&engine.socket, false),
+    );
+    register(&mut worker, GUID);
+    let request = negotiate(GUID, &[0x0300]);
+    let active = connect_and_send(&mut client, address, &request);
+    wait_for(&mut worker, EventKind::PduReceived);
+    for cookie in 0..8 {
+        send(&mut client, active, cookie, &[1; 200_000]);
+    }
+    engine.kill();
+    for handle in [&mut client, &mut worker] {
+        assert_eq!(until_end(handle).1, -libc::ENETDOWN);
+    }
+    for handle in [&mut client, &mut worker, &mut parent] {
+        wait_for(handle, EventKind::EngineLost);
+        assert_eq!(
+            handle.set_params(&Params::default()).unwrap_err().errno(),
+            libc::ENOTCONN
+        );
+        assert!(handle.reconnect().is_err(), "there is no engine yet");
+    }
+    let _second = EngineProcess::start(engine.socket.clone());
+    for handle in [&mut parent, &mut client, &mut worker] {
+        handle.reconnect().unwrap();
+    }
+    // Parameters, the listener's port and the registration are back.
+    connect_and_send(&mut client, address, &request);
+    assert_eq!(wait_for(&mut worker, EventKind::PduReceived).1, request);
+}
+
+#[test]
+fn half_open_connections_are_capped_and_end() {
+    let engine = TestEngine::start_with(|config| {
+        config.iwarp.max_half_open = 4;
+        config.iwarp.request_timeout = std::time::Duration::from_millis(50);
+    });
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    let mut strangers: Vec<_> = (0..40)
+        .map(|index| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            match index % 3 {
+                0 => {}
+                1 => stream.write_all(b"MPA ID Req F").unwrap(),
+                _ => stream.write_all(&[0xff; 300]).unwrap(),
+            }
+            stream
+        })
+        .collect();
+    let mut client = engine.open(false);
+    connect_and_send(&mut client, address, &negotiate(GUID, &[0x0300]));
+    wait_for(&mut parent, EventKind::Offered);
+    for stream in &mut strangers {
+        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        let mut rest = Vec::new();
+        match stream.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+    assert_eq!(engine.status().connections.len(), 2);
+}
+
+#[test]
+fn a_handle_that_takes_no_events_stops_nobody() {
+    let engine = TestEngine::start();
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    let (mut lazy, mut busy) = (engine.open(false), engine.open(false));
+    register(&mut lazy, [1; 16]);
+    register(&mut busy, [2; 16]);
+    let (mut one, mut two) = (engine.open(false), engine.open(false));
+    let stuck = connect_and_send(&mut one, address, &negotiate([1; 16], &[0x0300]));
+    let free = connect_and_send(&mut two, address, &negotiate([2; 16], &[0x0300]));
+    wait_for(&mut busy, EventKind::PduReceived);
+    // More than the lazy one's receive slots hold.
+    for cookie in 0..16 {
+        send(&mut one, stuck, cookie, &[3; 200_000]);
+    }
+    for cookie in 0..16 {
+        send(&mut two, free, cookie, &[4; 200_000]);
+        assert_eq!(wait_for(&mut busy, EventKind::PduReceived).1.len(), 200_000);
+    }
+    // Nothing was lost meanwhile.
+    wait_for(&mut lazy, EventKind::PduReceived);
+    for _ in 0..16 {
+        assert!(wait_for(&mut lazy, EventKind::PduReceived).1 == [3; 200_000]);
+    }
+}
