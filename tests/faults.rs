@@ -14,7 +14,10 @@ use common::{
     TestEngine,
 };
 use smbdirect::client::{EventKind, Handle};
+use smbdirect::fabric::ConnectOptions;
 use smbdirect::ipc::{Params, SessionSpec};
+use smbdirect::peer::{Config, Endpoint, PeerEvent};
+use smbdirect::wire::NegotiateRequest;
 
 /// Names the control socket for the worker process; see [`worker_process`].
 const WORKER: &str = "SMBDIRECT_TEST_WORKER";
@@ -233,5 +236,105 @@ fn a_handle_that_takes_no_events_stops_nobody() {
     wait_for(&mut lazy, EventKind::PduReceived);
     for _ in 0..16 {
         assert!(wait_for(&mut lazy, EventKind::PduReceived).1 == [3; 200_000]);
+    }
+}
+
+#[test]
+fn a_handle_with_impossible_indices_is_dropped() {
+    let engine = TestEngine::start();
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    // Offsets of the indices that a handle writes: submissions, slots returned.
+    for (round, offset) in [128, 640].into_iter().enumerate() {
+        let (mut liar, mut client) = (engine.open(false), engine.open(false));
+        register(&mut liar, GUID);
+        let active = connect_and_send(&mut client, address, &negotiate(GUID, &[0x0300]));
+        wait_for(&mut liar, EventKind::PduReceived);
+        let area = liar.meminfo().unwrap().region.clone();
+        area.write(offset, &0x8000_0001u32.to_ne_bytes()).unwrap();
+        // The engine looks at all rings when it delivers or when the handle goes.
+        send(&mut client, active, 2, b"\xfeSMB");
+        let mut second = engine.open(false);
+        connect_and_send(&mut second, address, &negotiate([3; 16], &[0x0300]));
+        let token = wait_for(&mut parent, EventKind::Offered).0.token;
+        let _ = liar.accept(token);
+        assert_eq!(until_end(&mut client).1, -libc::ECONNRESET, "{offset}");
+        let status = until_status(&engine.socket, "rid of the liar", |s| {
+            s.engine.counters.handles_dropped == round as u64 + 1
+        });
+        assert!(status.handles.len() < 4);
+    }
+    assert_eq!(parent.params().unwrap(), Params::default());
+}
+
+#[test]
+fn nonsense_after_the_negotiation_ends_that_connection() {
+    let engine = TestEngine::start();
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    let mut worker = engine.open(false);
+    register(&mut worker, [2; 16]);
+    let mut friend = engine.open(false);
+    let good = connect_and_send(&mut friend, address, &negotiate([2; 16], &[0x0300]));
+    wait_for(&mut worker, EventKind::PduReceived);
+    let request = NegotiateRequest {
+        min_version: 0x0100,
+        max_version: 0x0100,
+        credits_requested: 10,
+        preferred_send_size: 1364,
+        max_receive_size: 8192,
+        max_fragmented_size: 1 << 20,
+    };
+    let offset_outside = [10u16, 0, 0, 0, 0, 0, 0xffff, 0, 8, 0, 0, 0];
+    let messages = [
+        vec![0xff; 24],
+        vec![0; 3],
+        offset_outside
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect(),
+    ];
+    for message in messages {
+        let config = Config {
+            raw: true,
+            ..Config::default()
+        };
+        let mut stranger = Endpoint::new(config).unwrap();
+        let options = ConnectOptions {
+            peer: address,
+            crc: false,
+            mpa_revision: 2,
+            ird: 4,
+            ord: 4,
+            private_data: Vec::new(),
+            timeout: common::PATIENCE,
+        };
+        let id = stranger.connect(&options).unwrap();
+        let start = std::time::Instant::now();
+        let mut is_over = false;
+        while !is_over {
+            assert!(start.elapsed() < common::PATIENCE, "it goes on");
+            let mut events = Vec::new();
+            let wait = Some(common::PATIENCE);
+            stranger.poll(wait, &mut events).unwrap();
+            for event in events {
+                let bytes = match event {
+                    PeerEvent::Established { .. } => request.emit().to_vec(),
+                    PeerEvent::Raw { .. } => message.clone(),
+                    PeerEvent::Disconnected { .. } => {
+                        is_over = true;
+                        continue;
+                    }
+                    _ => continue,
+                };
+                stranger.send_raw(id, &bytes, 1, None).unwrap();
+            }
+        }
+        until_status(&engine.socket, "alone again", |s| s.connections.len() == 2);
+        send(&mut friend, good, 2, b"\xfeSMB still here");
+        let got = wait_for(&mut worker, EventKind::PduReceived).1;
+        assert_eq!(got, b"\xfeSMB still here");
     }
 }
