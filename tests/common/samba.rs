@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::common::{library, program, root, skip, tool_is_missing};
 
 /// How long anything may take before the test says that it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Folder of the patched Samba's programs. `None`: not available here, which has been told.
 ///
@@ -393,7 +393,10 @@ impl Server {
     /// Like the function of this name, and shows the logs if it fails.
     pub(crate) fn wait_until(&self, what: &str, condition: impl FnMut() -> bool) {
         if !holds_in_time(condition) {
-            panic!("{what}: not within {PATIENCE:?}");
+            panic!(
+                "{what}: not within {PATIENCE:?}; processes {:?}",
+                self.smbd_children()
+            );
         }
     }
 
@@ -464,7 +467,10 @@ impl Server {
         let title = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         self.smbd_children()
             .into_iter()
-            .filter(|&pid| !title(pid).starts_with("smbd-"))
+            .filter(|&pid| {
+                let title = title(pid);
+                !title.starts_with("smbd-") && title.trim_end() != "smbdirect"
+            })
             .count()
     }
 
@@ -486,9 +492,9 @@ impl Server {
     pub(crate) fn add_user(&self, password: &str) {
         use std::io::Write as _;
         let mut child = Command::new(self.bin.join("smbpasswd"))
-            .arg("-c")
+            .args(["-L", "-c"])
             .arg(self.dir.join("smb.conf"))
-            .args(["-L", "-s", "-a", &user()])
+            .args(["-s", "-a", &user()])
             .stdin(Stdio::piped())
             .stdout(self.log("smbpasswd.log"))
             .stderr(self.log("smbpasswd.log"))
@@ -614,11 +620,20 @@ impl<'a> Client<'a> {
     }
 
     /// A session that is held until the value goes; it has done an `ls` on return.
-    pub(crate) fn hold(mut self) -> Running<'a> {
-        self.command.args(["-U", &self.user]).stdin(Stdio::piped());
+    pub(crate) fn hold(self) -> Running<'a> {
+        let mut session = self.begin();
+        session.wait_for_ls();
+        session
+    }
+
+    /// Like [`Client::hold`], but does not wait for the `ls`.
+    pub(crate) fn begin(mut self) -> Running<'a> {
+        // Standard error is not buffered.
+        self.command
+            .args(["--stderr", "-U", &self.user])
+            .stdin(Stdio::piped());
         let mut session = self.spawn();
         session.command("ls");
-        session.wait_for_output("blocks available");
         session
     }
 
@@ -653,6 +668,11 @@ impl Running<'_> {
         self.server.read(&self.log)
     }
 
+    /// Waits until the first `ls` of a held session is done.
+    pub(crate) fn wait_for_ls(&mut self) {
+        self.wait_for_output("blocks available");
+    }
+
     /// Waits until smbclient has said something.
     pub(crate) fn wait_for_output(&mut self, text: &str) {
         let start = Instant::now();
@@ -669,9 +689,4 @@ impl Running<'_> {
         let status = self.process.wait();
         (status, self.output())
     }
-}
-
-/// Whether a process ended by itself, with a failure.
-pub(crate) fn has_failed(status: ExitStatus) -> bool {
-    status.signal().is_none() && !status.success()
 }
