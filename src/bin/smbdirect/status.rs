@@ -81,7 +81,7 @@ fn tables(status: &Status) -> String {
     let listeners = status.listeners.iter().map(|it| {
         vec![
             it.address.to_string(),
-            format!("{:?}", it.fabric),
+            it.fabric.name().into(),
             if it.crc { "on" } else { "if asked" }.into(),
             if it.owner_pid == 0 {
                 "engine".into()

@@ -324,7 +324,7 @@ impl IwarpFabric {
 
 impl Fabric for IwarpFabric {
     fn name(&self) -> &'static str {
-        "iwarp"
+        "soft-iwarp"
     }
 
     fn listen(
