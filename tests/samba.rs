@@ -320,7 +320,7 @@ fn killed_children_leave_nothing() {
     }
     expect_failures(running);
     server.wait_for_baseline();
-    assert_eq!(server.smbd_children(), children);
+    assert!(server.smbd_children().is_subset(&children));
     assert!(server.smb("ls").contains("endless"));
     server.wait_for_baseline();
 }
