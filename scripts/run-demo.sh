@@ -48,6 +48,8 @@ stop_all() {
 finish() {
     local status=$?
     trap - EXIT
+    # smbd ends its whole process group; should that be ours, we still have to clean up.
+    trap "" TERM
     stop_all
     if [ $status -ne 0 ]; then
         for log in engine proxy smbd; do
@@ -139,7 +141,7 @@ cat >"$dir/smb.conf" <<EOF
     guest ok = yes
     read only = no
 EOF
-"$smbd" --foreground --no-process-group --configfile="$dir/smb.conf" \
+"$smbd" --foreground --configfile="$dir/smb.conf" \
     >"$dir/smbd.out" 2>&1 </dev/null &
 pids+=($!)
 has_parent() { "$program" status --json --socket "$dir/run/engine.sock" | grep -q '"has_params":true'; }
