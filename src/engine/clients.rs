@@ -21,6 +21,16 @@ pub(super) struct Client {
     pub(super) handle: Option<Handle>,
 }
 
+/// Bits of a readiness key for the index of a client; its serial is above.
+const INDEX_BITS: u32 = 24;
+
+/// Names a client in readiness. The index alone would not do: among the descriptors that became
+/// ready together, one may belong to a client that was removed because of another, while its index
+/// already belongs to a new client.
+pub(super) fn ready_key(index: usize, serial: u64) -> u64 {
+    (index as u64 & ((1 << INDEX_BITS) - 1)) | (serial & u64::from(u32::MAX)) << INDEX_BITS
+}
+
 /// All of them.
 #[derive(Default)]
 pub(super) struct Clients {
@@ -31,7 +41,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Adds a process; the index is its key for readiness.
+    /// Adds a process and returns its index.
     pub(super) fn add(&mut self, make: impl FnOnce(usize, u64) -> Client) -> usize {
         self.next_serial += 1;
         let serial = self.next_serial;
@@ -39,6 +49,13 @@ impl Clients {
         let key = entry.key();
         entry.insert(make(key, serial));
         key
+    }
+
+    /// The index of the client that a key of [`ready_key`] names, if it is still there.
+    pub(super) fn index_of(&self, ready_key: u64) -> Option<usize> {
+        let index = (ready_key & ((1 << INDEX_BITS) - 1)) as usize;
+        let client = self.slab.get(index)?;
+        (self::ready_key(index, client.serial) == ready_key).then_some(index)
     }
 
     pub(super) fn get(&self, key: usize) -> Option<&Client> {

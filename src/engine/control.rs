@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use super::clients::Client;
+use super::clients::{ready_key, Client};
 use super::handle::{Handle, HandleId};
 use super::interfaces;
 use super::{tag, Engine, ServerParams};
@@ -66,13 +66,14 @@ impl Engine {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
+        let name = ready_key(key, client.serial);
         let added = registry
-            .add(&client.socket, key as u64, Interest::READ)
+            .add(&client.socket, name, Interest::READ)
             .and_then(|()| {
                 // A process that hides in another pid namespace is watched by its socket alone.
                 if pid != 0 {
                     let pidfd = Pidfd::open(pid)?;
-                    process.add(&pidfd, key as u64, Interest::READ)?;
+                    process.add(&pidfd, name, Interest::READ)?;
                     client.pidfd = Some(pidfd);
                 }
                 Ok(())
@@ -313,7 +314,7 @@ impl Engine {
             return Err((libc::EBADF, "gone".into()));
         };
         registry
-            .add(side.bell(), key as u64, Interest::READ)
+            .add(side.bell(), ready_key(key, client.serial), Interest::READ)
             .map_err(|error| (libc::ENOMEM, format!("epoll: {error}")))?;
         let id = HandleId {
             client: key,

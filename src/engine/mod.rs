@@ -26,6 +26,8 @@ mod interfaces;
 mod routing;
 mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -307,21 +309,15 @@ impl Engine {
     fn dispatch(&mut self, now: Instant, tag: u8, ready: Ready) {
         match tag {
             tag::LISTENER => self.accept_clients(),
-            tag::CONTROL => self.control_ready(now, ready.key as usize),
-            tag::BELL => {
-                let key = ready.key as usize;
-                if let Some(handle) = self.clients.handle_at(key) {
-                    self.counters.bells_heard += 1;
-                    if handle.side.clear_bell() == Cleared::Closed {
-                        return self.remove_client(now, key, "closed its bell");
-                    }
-                    if !std::mem::replace(&mut handle.active, true) {
-                        handle.disarm();
-                        self.active.push(key);
+            tag::CONTROL | tag::BELL | tag::PROCESS => {
+                if let Some(key) = self.clients.index_of(ready.key) {
+                    match tag {
+                        tag::CONTROL => self.control_ready(now, key),
+                        tag::BELL => self.bell_rung(now, key),
+                        _ => self.remove_client(now, key, "its process ended"),
                     }
                 }
             }
-            tag::PROCESS => self.remove_client(now, ready.key as usize, "its process ended"),
             fabric => {
                 let index = usize::from(fabric - tag::FABRIC);
                 if let Some(fabric) = self.fabrics.get_mut(index) {
@@ -329,6 +325,21 @@ impl Engine {
                     self.take_events(now, index);
                 }
             }
+        }
+    }
+
+    /// A handle has submitted something, or is gone.
+    fn bell_rung(&mut self, now: Instant, key: usize) {
+        let Some(handle) = self.clients.handle_at(key) else {
+            return;
+        };
+        self.counters.bells_heard += 1;
+        if handle.side.clear_bell() == Cleared::Closed {
+            return self.remove_client(now, key, "closed its bell");
+        }
+        if !std::mem::replace(&mut handle.active, true) {
+            handle.disarm();
+            self.active.push(key);
         }
     }
 
