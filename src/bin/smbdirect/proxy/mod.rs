@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use slab::Slab;
 use smbdirect::peer::{Config, ConnectionId, Endpoint, PeerEvent};
 use smbdirect::proto::Params;
 use smbdirect::sys::{Interest, Ready};
@@ -90,7 +89,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         server,
         endpoint,
         listener,
-        links: Slab::new(),
+        links: HashMap::new(),
+        next_link: 0,
         by_connection: HashMap::new(),
         is_accepting: false,
         ended: 0,
@@ -104,8 +104,10 @@ struct Proxy<'a> {
     server: SocketAddr,
     endpoint: Endpoint,
     listener: TcpListener,
-    links: Slab<Link>,
-    by_connection: HashMap<ConnectionId, usize>,
+    /// By numbers that do not come back: readiness may be late for a link that is over.
+    links: HashMap<u64, Link>,
+    next_link: u64,
+    by_connection: HashMap<ConnectionId, u64>,
     is_accepting: bool,
     ended: u64,
     totals: Totals,
@@ -147,10 +149,9 @@ impl Proxy<'_> {
         match event {
             PeerEvent::Ready(Ready { key: LISTENER, .. }) => self.accept()?,
             PeerEvent::Ready(ready) => {
-                let index = ready.key as usize;
-                if let Some(link) = self.links.get_mut(index) {
+                if let Some(link) = self.links.get_mut(&ready.key) {
                     link.handle_ready(&mut self.endpoint, ready);
-                    self.settle(index);
+                    self.settle(ready.key);
                 }
             }
             PeerEvent::Connected {
@@ -188,26 +189,27 @@ impl Proxy<'_> {
     }
 
     fn with(&mut self, connection: ConnectionId, act: impl FnOnce(&mut Link, &mut Endpoint)) {
-        let Some(&index) = self.by_connection.get(&connection) else {
+        let Some(&key) = self.by_connection.get(&connection) else {
             return;
         };
-        if let Some(link) = self.links.get_mut(index) {
+        if let Some(link) = self.links.get_mut(&key) {
             act(link, &mut self.endpoint);
-            self.settle(index);
+            self.settle(key);
         }
     }
 
     /// After a link did something: what it waits for now, or its end.
-    fn settle(&mut self, index: usize) {
-        let Some(link) = self.links.get_mut(index) else {
+    fn settle(&mut self, key: u64) {
+        let Some(link) = self.links.get_mut(&key) else {
             return;
         };
-        link.update_interest(&self.endpoint.registry(), index as u64);
+        link.update_interest(&self.endpoint.registry(), key);
         if !link.is_over() {
             return;
         }
-        let link = self.links.remove(index);
-        // Its index may be used again before the connection's last event.
+        let Some(link) = self.links.remove(&key) else {
+            return;
+        };
         self.by_connection.remove(&link.connection());
         let _ = self.endpoint.registry().remove(link.tcp());
         self.report(&link);
@@ -257,19 +259,19 @@ impl Proxy<'_> {
         match link {
             Ok(link) => {
                 let connection = link.connection();
-                let entry = self.links.vacant_entry();
-                let index = entry.key();
+                let key = self.next_link;
                 let added = self
                     .endpoint
                     .registry()
-                    .add(link.tcp(), index as u64, Interest::NONE);
+                    .add(link.tcp(), key, Interest::NONE);
                 if let Err(error) = added {
                     log::warn!("{client}: {error}");
                     self.endpoint.abort(connection);
                     return;
                 }
-                entry.insert(link);
-                self.by_connection.insert(connection, index);
+                self.next_link += 1;
+                self.links.insert(key, link);
+                self.by_connection.insert(connection, key);
             }
             Err(error) => log::warn!("{client}: {error}"),
         }
@@ -277,13 +279,7 @@ impl Proxy<'_> {
 
     /// Ends all connections and tells the sum.
     fn stop(&mut self) {
-        for index in self
-            .links
-            .iter()
-            .map(|(index, _)| index)
-            .collect::<Vec<_>>()
-        {
-            let mut link = self.links.remove(index);
+        for (_, mut link) in std::mem::take(&mut self.links) {
             link.abort(&mut self.endpoint, "the proxy was stopped");
             self.report(&link);
             self.ended += 1;
