@@ -3,16 +3,18 @@
 
 #[path = "common/engine_host.rs"]
 mod common;
+#[path = "common/engine_process.rs"]
+mod engine_process;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
 
 use common::{
-    connect_and_send, listen, negotiate, open_at, send, until_end, until_status, wait_for,
+    binding, connect_and_send, negotiate, open_at, send, until_end, until_status, wait_for,
     TestEngine,
 };
+use engine_process::{register, Bystanders, EngineProcess};
 use smbdirect::client::{EventKind, Handle};
 use smbdirect::fabric::ConnectOptions;
 use smbdirect::ipc::{Params, SessionSpec};
@@ -22,67 +24,6 @@ use smbdirect::wire::NegotiateRequest;
 /// Names the control socket for the worker process; see [`worker_process`].
 const WORKER: &str = "SMBDIRECT_TEST_WORKER";
 const GUID: [u8; 16] = *b"guid-of-a-worker";
-
-/// `smbdirect engine`, killed with the value.
-struct EngineProcess {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl EngineProcess {
-    fn start(socket: PathBuf) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_smbdirect"))
-            .args(["engine", "--socket"])
-            .arg(&socket)
-            .env("SMBDIRECT_LOG", "error")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "ready"));
-        Self { child, socket }
-    }
-
-    fn new(name: &str) -> Self {
-        let name = format!("smbdirect-faults-{name}-{}", std::process::id());
-        Self::start(std::env::temp_dir().join(name))
-    }
-
-    fn fds(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-            .unwrap()
-            .count()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for EngineProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
-fn parent_of(engine: &EngineProcess) -> (Handle, SocketAddr) {
-    let mut parent = open_at(&engine.socket, true);
-    parent.set_params(&Params::default()).unwrap();
-    let address = listen(&mut parent);
-    (parent, address)
-}
-
-fn register(handle: &mut Handle, client_guid: [u8; 16]) {
-    let spec = SessionSpec {
-        session_id: None,
-        client_guid: Some(client_guid),
-        remove: false,
-    };
-    handle.set_session(&spec).unwrap();
-}
 
 /// Run by other tests as a process that is to be killed: it sends without end.
 #[test]
@@ -103,17 +44,13 @@ fn worker_process() {
 #[test]
 fn a_killed_worker_leaves_nothing_behind() {
     let engine = EngineProcess::new("worker");
-    let (_parent, address) = parent_of(&engine);
-    let (mut client, mut other) = (
-        open_at(&engine.socket, false),
-        open_at(&engine.socket, false),
-    );
-    register(&mut other, [9; 16]);
-    let mut friend = open_at(&engine.socket, false);
-    let survivor = connect_and_send(&mut friend, address, &negotiate([9; 16], &[0x0300]));
-    wait_for(&mut other, EventKind::PduReceived);
-    let base = until_status(&engine.socket, "quiet", |s| s.connections.len() == 2);
-    let fds = engine.fds();
+    let (_parent, address) = engine.parent();
+    let mut bystanders = Bystanders::new(&engine, address);
+    let mut client = open_at(&engine.socket, false);
+    let handles = until_status(&engine.socket, "quiet", |_| true)
+        .handles
+        .len();
+    let base = (engine.fds(), engine.areas());
     for _ in 0..3 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["worker_process", "--exact", "--nocapture"])
@@ -129,22 +66,17 @@ fn a_killed_worker_leaves_nothing_behind() {
         child.wait().unwrap();
         assert_eq!(until_end(&mut client).1, -libc::ECONNRESET);
         until_status(&engine.socket, "as before", |s| {
-            s.connections.len() == 2 && s.handles.len() == base.handles.len()
+            s.connections.len() == 2 && s.handles.len() == handles
         });
-        let start = std::time::Instant::now();
-        while engine.fds() > fds {
-            assert!(start.elapsed() < common::PATIENCE, "descriptors are left");
-        }
-        send(&mut friend, survivor, 2, b"\xfeSMB still here");
-        let got = wait_for(&mut other, EventKind::PduReceived).1;
-        assert_eq!(got, b"\xfeSMB still here");
+        engine.wait_for_no_more_than(base);
+        bystanders.check();
     }
 }
 
 #[test]
 fn handles_survive_a_killed_engine() {
     let mut engine = EngineProcess::new("engine");
-    let (mut parent, address) = parent_of(&engine);
+    let (mut parent, address) = engine.parent();
     let (mut client, mut worker) = (
         open_at(&engine.socket, false),
         open_at(&engine.socket, false),
@@ -175,6 +107,65 @@ fn handles_survive_a_killed_engine() {
     // Parameters, the listener's port and the registration are back.
     connect_and_send(&mut client, address, &request);
     assert_eq!(wait_for(&mut worker, EventKind::PduReceived).1, request);
+}
+
+/// smbd_reconnect repeats what smbd_set_session registered, and not what it took back.
+#[test]
+fn session_ids_survive_a_killed_engine() {
+    let mut engine = EngineProcess::new("session");
+    let mut parent = open_at(&engine.socket, true);
+    let params = Params {
+        answer_negotiate: true,
+        security_blob: b"security-blob".to_vec(),
+        ..Params::default()
+    };
+    parent.set_params(&params).unwrap();
+    let address = common::listen(&mut parent);
+    let mut worker = open_at(&engine.socket, false);
+    let session = |id, remove| SessionSpec {
+        session_id: Some(id),
+        client_guid: None,
+        remove,
+    };
+    for id in [6, 7, 8] {
+        worker.set_session(&session(id, false)).unwrap();
+    }
+    worker.set_session(&session(8, true)).unwrap();
+    engine.kill();
+    for handle in [&mut parent, &mut worker] {
+        wait_for(handle, EventKind::EngineLost);
+    }
+    let second = EngineProcess::start(engine.socket.clone());
+    for handle in [&mut parent, &mut worker] {
+        handle.reconnect().unwrap();
+    }
+    assert_eq!(parent.params().unwrap(), params);
+
+    // A connection that binds to a session: the engine answers NEGOTIATE, SESSION_SETUP decides.
+    let request = negotiate([0; 16], &[0x0300]);
+    let bind = |client: &mut Handle, id| {
+        let active = connect_and_send(client, address, &request);
+        wait_for(client, EventKind::PduReceived);
+        send(client, active, 2, &binding(id));
+    };
+    for id in [6, 7] {
+        let mut client = open_at(&second.socket, false);
+        bind(&mut client, id);
+        assert_eq!(wait_for(&mut worker, EventKind::PduReceived).1, request);
+        wait_for(&mut worker, EventKind::PduReceived);
+        let setup = wait_for(&mut worker, EventKind::PduReceived).1;
+        assert_eq!(setup, binding(id));
+    }
+    let mut client = open_at(&second.socket, false);
+    bind(&mut client, 8);
+    let (pdus, status) = until_end(&mut client);
+    assert_eq!((pdus.len(), status), (1, -libc::ECONNRESET));
+    // The registrations are the handle's again: it can take them back, others cannot have them.
+    let mut other = open_at(&second.socket, false);
+    let refused = other.set_session(&session(7, false)).unwrap_err();
+    assert_eq!(refused.errno(), libc::EEXIST);
+    worker.set_session(&session(7, true)).unwrap();
+    other.set_session(&session(7, false)).unwrap();
 }
 
 #[test]
