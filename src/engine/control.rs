@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 
 use super::clients::{ready_key, Client};
 use super::handle::{Handle, HandleId};
@@ -13,42 +13,65 @@ use crate::ipc::{self, InterfaceRecord, Reply, Request};
 use crate::proto;
 use crate::ring::{AreaOptions, Descriptor, EngineSide};
 use crate::router;
-use crate::sys::{Interest, Pidfd, SeqPacket};
+use crate::sys::{is_exhaustion, Interest, Pidfd, SeqPacket};
 
 /// Requests answered for one process before others get their turn.
 const REQUEST_BATCH: usize = 16;
+/// How long accepting rests after the system had no descriptor or memory for a process.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Processes connect.
-    pub(super) fn accept_clients(&mut self) {
+    pub(super) fn accept_clients(&mut self, now: Instant) {
         loop {
-            match self.listener.accept() {
+            let added = match self.listener.accept() {
                 Ok(Some(socket)) => self.add_client(socket),
                 Ok(None) => return,
-                Err(error) => {
-                    warn!("control socket: {error}");
-                    return;
-                }
+                Err(error) => Err(error),
+            };
+            match added {
+                Ok(()) => {}
+                Err(error) if is_exhaustion(&error) => return self.rest_accepting(now, &error),
+                Err(error) => debug!("a process is gone again: {error}"),
             }
         }
     }
 
-    fn add_client(&mut self, socket: SeqPacket) {
-        let credentials = match socket.peer_credentials() {
-            Ok(credentials) => credentials,
-            Err(error) => {
-                warn!("control socket: who connected is unknown: {error}");
-                return;
-            }
-        };
+    /// Waits with the next process: accepting it at once would fail again, and again.
+    fn rest_accepting(&mut self, now: Instant, error: &std::io::Error) {
+        warn!(
+            "control socket: {error}: raise the limit of open files (ulimit -n, LimitNOFILE=); \
+             processes wait for {ACCEPT_REST:?}"
+        );
+        let registry = self.poller.registry(tag::LISTENER);
+        match registry.modify(&self.listener, 0, Interest::NONE) {
+            Ok(()) => self.accept_rests = Some(now + ACCEPT_REST),
+            Err(error) => warn!("control socket: cannot rest: {error}"),
+        }
+    }
+
+    pub(super) fn resume_accepting(&mut self) {
+        self.accept_rests = None;
+        let registry = self.poller.registry(tag::LISTENER);
+        if let Err(error) = registry.modify(&self.listener, 0, Interest::READ) {
+            error!("control socket: no process is accepted any more: {error}");
+        }
+    }
+
+    fn add_client(&mut self, socket: SeqPacket) -> std::io::Result<()> {
+        let credentials = socket.peer_credentials()?;
         let pid = credentials.pid;
         if self.clients.len() >= self.config.max_clients {
-            warn!(
-                "process {pid} refused: {} processes already",
-                self.clients.len()
-            );
-            return;
+            let most = self.config.max_clients;
+            warn!("process {pid} refused: {most} processes already");
+            return Ok(());
         }
+        // A process that hides in another pid namespace is watched by its socket alone.
+        let pidfd = if pid == 0 {
+            None
+        } else {
+            Some(Pidfd::open(pid)?)
+        };
         let allowed = credentials.uid == 0
             || credentials.uid == self.uid
             || self.config.allow_uids.contains(&credentials.uid);
@@ -59,29 +82,22 @@ impl Engine {
             socket,
             credentials,
             allowed,
-            pidfd: None,
+            pidfd,
             handle: None,
             opened: Instant::now(),
         });
-        let Some(client) = self.clients.get_mut(key) else {
-            return;
+        let Some(client) = self.clients.get(key) else {
+            return Ok(());
         };
         let name = ready_key(key, client.serial);
-        let added = registry
-            .add(&client.socket, name, Interest::READ)
-            .and_then(|()| {
-                // A process that hides in another pid namespace is watched by its socket alone.
-                if pid != 0 {
-                    let pidfd = Pidfd::open(pid)?;
-                    process.add(&pidfd, name, Interest::READ)?;
-                    client.pidfd = Some(pidfd);
-                }
-                Ok(())
-            });
-        if let Err(error) = added {
-            debug!("process {pid} is gone again: {error}");
+        let mut added = registry.add(&client.socket, name, Interest::READ);
+        if let (Ok(()), Some(pidfd)) = (&added, &client.pidfd) {
+            added = process.add(pidfd, name, Interest::READ);
+        }
+        if added.is_err() {
             self.clients.remove(key);
         }
+        added
     }
 
     /// A process asks something, or its socket was closed.

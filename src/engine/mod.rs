@@ -193,6 +193,8 @@ pub struct Engine {
     /// Clients whose handle is looked at in each turn.
     active: Vec<usize>,
     timers: BTreeSet<(Instant, usize)>,
+    /// Processes are not accepted until then: the system had no descriptor for one.
+    accept_rests: Option<Instant>,
     unowned: usize,
     next_serial: u64,
     counters: EngineCounters,
@@ -234,6 +236,7 @@ impl Engine {
             touched: Vec::new(),
             active: Vec::new(),
             timers: BTreeSet::new(),
+            accept_rests: None,
             unowned: 0,
             next_serial: 1,
             counters: EngineCounters::default(),
@@ -294,21 +297,15 @@ impl Engine {
         }
         self.counters.waits += 1;
         let timers = self.timers.first().map(|&(at, _)| at);
-        let fabrics = self
-            .fabrics
-            .iter()
-            .filter_map(|fabric| fabric.next_timeout())
-            .min();
-        let next = match (timers, fabrics) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let fabrics = self.fabrics.iter();
+        let fabrics = fabrics.filter_map(|fabric| fabric.next_timeout());
+        let next = fabrics.chain(timers).chain(self.accept_rests).min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
     fn dispatch(&mut self, now: Instant, tag: u8, ready: Ready) {
         match tag {
-            tag::LISTENER => self.accept_clients(),
+            tag::LISTENER => self.accept_clients(now),
             tag::CONTROL | tag::BELL | tag::PROCESS => {
                 if let Some(key) = self.clients.index_of(ready.key) {
                     match tag {
@@ -397,6 +394,9 @@ impl Engine {
     }
 
     fn run_timers(&mut self, now: Instant) {
+        if self.accept_rests.is_some_and(|until| until <= now) {
+            self.resume_accepting();
+        }
         for index in 0..self.fabrics.len() {
             if self.fabrics[index]
                 .next_timeout()

@@ -5,6 +5,7 @@ mod bell;
 mod env;
 mod event;
 mod fork_guard;
+mod limits;
 mod memfd;
 mod pidfd;
 mod poller;
@@ -17,6 +18,7 @@ pub use event::SelfEvent;
 #[cfg(test)]
 pub(crate) use fork_guard::in_forked_child;
 pub use fork_guard::ForkGuard;
+pub use limits::{is_exhaustion, raise_file_limit};
 pub use memfd::Memfd;
 pub use pidfd::Pidfd;
 pub use poller::{Interest, Poller, Ready, Registry};

@@ -65,6 +65,10 @@ pub(crate) struct Args {
 /// Runs the engine until a signal.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
+    // A connection takes one descriptor, a process with a handle four.
+    if let Some(limit) = smbdirect::sys::raise_file_limit() {
+        log::debug!("limit of open files: {limit}");
+    }
     let options = ListenOptions { crc: args.crc };
     let listen = args
         .listen

@@ -208,7 +208,8 @@ fn relay(upstream: SocketAddr) -> Result<(), Failure> {
 }
 
 fn handles(socket: &std::path::Path, peer: SocketAddr, count: u32) -> Result<(), Failure> {
-    raise_file_limit();
+    // Several descriptors for each handle.
+    smbdirect::sys::raise_file_limit();
     let before = pss_bytes(std::process::id())?;
     let mut poller = Poller::new().map_err(Failure::of("handles"))?;
     let registry = poller.registry(0);
@@ -342,15 +343,6 @@ impl Load {
             "load_batches": self.batches,
         })
     }
-}
-
-/// Several descriptors for each handle: as many as we may have. The engine's own process does the
-/// same for itself, or its limit is named in its log.
-fn raise_file_limit() {
-    use rustix::process::{getrlimit, setrlimit, Resource};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Events taken at once.

@@ -1,0 +1,27 @@
+//! Limits of the system: running into them, and raising them.
+
+use std::io;
+
+use rustix::process::{getrlimit, setrlimit, Resource};
+
+/// Whether the system had no room for another descriptor or its memory: to try again at once would
+/// fail again.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC)
+    )
+}
+
+/// Lets this process have as many file descriptors as it may allow itself. Returns how many; `None`:
+/// without limit.
+pub fn raise_file_limit() -> Option<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    if setrlimit(Resource::Nofile, limit).is_ok() {
+        limit.maximum
+    } else {
+        before
+    }
+}
