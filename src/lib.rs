@@ -13,7 +13,8 @@
 //! ```
 //!
 //! `proto` (the MS-SMBD state machine) and `fabric` (the RDMA transports) never name each other;
-//! only `engine` and `peer` bring them together.
+//! only `engine` and `peer` bring them together. `smb`, a client of the tools and tests, stands on
+//! `peer`; it needs the feature `tools`.
 
 pub mod capi;
 pub mod client;
@@ -25,5 +26,7 @@ pub mod peer;
 pub mod proto;
 pub mod ring;
 pub mod router;
+#[cfg(feature = "tools")]
+pub mod smb;
 pub mod sys;
 pub mod wire;

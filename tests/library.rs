@@ -36,6 +36,18 @@ fn soname_carries_the_abi() {
     assert!(soname.ends_with(&expected), "{soname}");
 }
 
+/// What smbd loads has nothing of the SMB client of the tools in it: not the constants that the
+/// client cannot do without. (Debug sections, which nobody loads, may name it.)
+#[test]
+fn the_library_has_no_smb_client() {
+    let bytes = std::fs::read(library()).unwrap();
+    let has = |text: &[u8]| bytes.windows(text.len()).any(|it| it == text);
+    assert!(has(b"smbd_get_events"));
+    for text in ["NTLMSSP\0", "SMBSigningKey\0", "SMB2AESCMAC\0"] {
+        assert!(!has(text.as_bytes()), "{text} is in the library");
+    }
+}
+
 /// Each function is documented right above its declaration.
 #[test]
 fn every_function_is_documented() {

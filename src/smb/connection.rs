@@ -1,0 +1,483 @@
+//! One connection: message ids, credits, signatures, requests in flight.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use binrw::BinWrite;
+use smb_msg::{CancelRequest, Command, Header, HeaderFlags, SigningAlgorithmId};
+
+use super::crypto::{Preauth, Signer, HEADER};
+use super::direct::Direct;
+use super::error::{status, SmbError};
+use super::message::{Request, Response};
+use super::options::{Dialect, Negotiated, Options, Profile};
+use super::tcp::Tcp;
+use super::transport::Transport;
+
+/// A request in flight; its MessageId.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(pub u64);
+
+/// A connection to a server. See the [module](super).
+pub struct Connection {
+    pub(super) transport: Transport,
+    pub(super) options: Options,
+    pub(super) negotiated: Negotiated,
+    /// The hash over the NEGOTIATE exchange.
+    pub(super) preauth: Preauth,
+    pub(super) channel: Channel,
+    next_id: u64,
+    credits: u32,
+    in_flight: HashMap<MessageId, Pending>,
+    done: VecDeque<(MessageId, Response)>,
+}
+
+/// What the session of a connection asks of its messages.
+#[derive(Clone, Default)]
+pub(super) struct Channel {
+    pub(super) session_id: u64,
+    /// None before there is a key, and for guests.
+    pub(super) signer: Option<Signer>,
+    /// Every request is signed.
+    pub(super) signs: bool,
+    /// Responses are verified; not while the session is set up.
+    pub(super) verifies: bool,
+}
+
+/// A request that was sent.
+#[derive(Debug, Default)]
+struct Pending {
+    is_signed: bool,
+    was_pending: bool,
+    async_id: Option<u64>,
+    invalidated_by_interim: Option<u32>,
+}
+
+/// A message ready to be sent.
+pub(super) struct Built {
+    pub(super) id: MessageId,
+    pub(super) head: Vec<u8>,
+    tail: Option<Arc<Vec<u8>>>,
+    is_signed: bool,
+}
+
+impl Connection {
+    /// Connects by plain TCP and negotiates.
+    ///
+    /// # Errors
+    /// No connection, or no dialect in common.
+    pub fn tcp(peer: SocketAddr, options: &Options) -> Result<Self, SmbError> {
+        let tcp = Tcp::connect(peer, Instant::now() + options.patience)?;
+        Self::negotiate(Transport::Tcp(tcp), options)
+    }
+
+    /// Connects by SMB Direct and negotiates.
+    ///
+    /// # Errors
+    /// As [`Connection::tcp`].
+    pub fn direct(
+        peer: SocketAddr,
+        profile: &Profile,
+        options: &Options,
+    ) -> Result<Self, SmbError> {
+        let direct = Direct::connect(peer, profile, Instant::now() + options.patience)?;
+        Self::negotiate(Transport::Direct(Box::new(direct)), options)
+    }
+
+    /// A connection on which nothing was said yet.
+    pub(super) fn new(transport: Transport, options: &Options) -> Self {
+        Self {
+            transport,
+            options: options.clone(),
+            negotiated: Negotiated {
+                dialect: Dialect::Smb300,
+                multi_channel: false,
+                signing_required: false,
+                max_transact_size: 65_536,
+                max_read_size: 65_536,
+                max_write_size: 65_536,
+                server_guid: [0; 16],
+                algorithm: SigningAlgorithmId::AesCmac,
+            },
+            preauth: Preauth::new(),
+            channel: Channel::default(),
+            next_id: 0,
+            // `[MS-SMB2] 3.2.5.1.4`: a new connection has one.
+            credits: 1,
+            in_flight: HashMap::new(),
+            done: VecDeque::new(),
+        }
+    }
+
+    /// What NEGOTIATE agreed on.
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// The SMB Direct side.
+    ///
+    /// # Errors
+    /// This is a TCP connection.
+    pub fn direct_mut(&mut self) -> Result<&mut Direct, SmbError> {
+        match &mut self.transport {
+            Transport::Direct(direct) => Ok(direct),
+            Transport::Tcp(_) => Err(SmbError::Usage("not an SMB Direct connection".into())),
+        }
+    }
+
+    /// SMB2 credits held.
+    pub fn credits(&self) -> u32 {
+        self.credits
+    }
+
+    /// Requests without a final response.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The longest READ whose data comes inside the response, bytes.
+    pub fn max_inline_read(&self) -> u32 {
+        let room = self.transport.max_receive().saturating_sub(READ_HEADER);
+        self.negotiated
+            .max_read_size
+            .min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// The longest WRITE whose data goes inside the request, bytes.
+    pub fn max_inline_write(&self) -> u32 {
+        let room = self.transport.max_send().saturating_sub(WRITE_HEADER);
+        self.negotiated
+            .max_write_size
+            .min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// Sends a request. Waits first if credits are missing.
+    ///
+    /// # Errors
+    /// The connection is gone, or the message too long for it.
+    pub fn submit(&mut self, request: Request) -> Result<MessageId, SmbError> {
+        let built = self.build(request)?;
+        self.send(&built)?;
+        Ok(built.id)
+    }
+
+    /// Sends requests as one compound: `[MS-SMB2] 3.2.4.1.4`. In a related one, those after the
+    /// first use its session and tree, and the file it opens for [`FileId::FULL`](super::FileId).
+    ///
+    /// # Errors
+    /// As [`Connection::submit`].
+    pub fn submit_compound(
+        &mut self,
+        requests: Vec<Request>,
+        is_related: bool,
+    ) -> Result<Vec<MessageId>, SmbError> {
+        let charge = requests.iter().map(|it| u32::from(it.charge())).sum();
+        self.wait_for_credits(charge)?;
+        let last = requests.len().saturating_sub(1);
+        let mut message = Vec::new();
+        let mut ids = Vec::new();
+        for (index, mut request) in requests.into_iter().enumerate() {
+            if let Some(tail) = request.tail.take() {
+                request.head.extend_from_slice(&tail);
+            }
+            let mut next_command = 0;
+            if index != last {
+                let length = request.head.len().next_multiple_of(8);
+                request.head.resize(length, 0);
+                next_command = length as u32;
+            }
+            let flags = HeaderFlags::new().with_related_operations(is_related && index != 0);
+            let built = self.build_with(request, flags, next_command)?;
+            message.extend_from_slice(&built.head);
+            ids.push((built.id, built.is_signed));
+        }
+        let deadline = Instant::now() + self.options.patience;
+        self.transport.send(&[&message], deadline)?;
+        for &(id, is_signed) in &ids {
+            self.remember(id, is_signed);
+        }
+        Ok(ids.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// The final response to a request, whatever its status.
+    ///
+    /// # Errors
+    /// The connection ended, the time is up, or a message is not as it must be.
+    pub fn wait(&mut self, id: MessageId) -> Result<Response, SmbError> {
+        let deadline = Instant::now() + self.options.patience;
+        loop {
+            if let Some(at) = self.done.iter().position(|(done, _)| *done == id) {
+                let (_, response) = self.done.remove(at).expect("position is inside");
+                return Ok(response);
+            }
+            if !self.in_flight.contains_key(&id) {
+                return Err(SmbError::Usage(format!("{id:?} is not in flight")));
+            }
+            self.receive(deadline)?;
+        }
+    }
+
+    /// The next final response to any request.
+    ///
+    /// # Errors
+    /// As [`Connection::wait`]; or nothing is in flight.
+    pub fn wait_any(&mut self) -> Result<(MessageId, Response), SmbError> {
+        let deadline = Instant::now() + self.options.patience;
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Ok(done);
+            }
+            if self.in_flight.is_empty() {
+                return Err(SmbError::Usage("nothing is in flight".into()));
+            }
+            self.receive(deadline)?;
+        }
+    }
+
+    /// Waits until the server has told that it works on a request (STATUS_PENDING).
+    ///
+    /// # Errors
+    /// As [`Connection::wait`]; or the final response came first.
+    pub fn wait_for_interim(&mut self, id: MessageId) -> Result<(), SmbError> {
+        let deadline = Instant::now() + self.options.patience;
+        loop {
+            match self.in_flight.get(&id) {
+                Some(pending) if pending.was_pending => return Ok(()),
+                Some(_) => self.receive(deadline)?,
+                None => {
+                    return Err(SmbError::Usage(format!(
+                        "{id:?}: no interim response before the final one"
+                    )))
+                }
+            }
+        }
+    }
+
+    /// Sends a request and waits for its success.
+    ///
+    /// # Errors
+    /// As [`Connection::wait`], and [`SmbError::Status`].
+    pub fn call(&mut self, request: Request) -> Result<Response, SmbError> {
+        let id = self.submit(request)?;
+        self.wait(id)?.success()
+    }
+
+    /// Asks to cancel a request; its response still comes: `[MS-SMB2] 3.2.4.24`.
+    ///
+    /// # Errors
+    /// It is not in flight, or the connection is gone.
+    pub fn cancel(&mut self, id: MessageId) -> Result<(), SmbError> {
+        let Some(pending) = self.in_flight.get(&id) else {
+            return Err(SmbError::Usage(format!("{id:?} is not in flight")));
+        };
+        let async_id = pending.async_id;
+        let mut request = Request::new(Command::Cancel, &CancelRequest::default())?;
+        let signer = self.channel.signer.clone().filter(|_| self.channel.signs);
+        let flags = HeaderFlags::new()
+            .with_async_command(async_id.is_some())
+            .with_signed(signer.is_some());
+        let header = Header {
+            credit_charge: 0,
+            status: 0,
+            command: Command::Cancel,
+            credit_request: 0,
+            flags,
+            next_command: 0,
+            message_id: id.0,
+            tree_id: async_id.is_none().then_some(0),
+            async_id,
+            session_id: self.channel.session_id,
+            signature: 0,
+        };
+        write_header(&header, &mut request.head)?;
+        if let Some(signer) = signer {
+            signer.sign(&mut request.head, &[]);
+        }
+        let deadline = Instant::now() + self.options.patience;
+        self.transport.send(&[&request.head], deadline)
+    }
+
+    /// Gives the memory of a response back for the next ones.
+    pub fn recycle(&mut self, response: Response) {
+        self.transport.recycle(response.bytes);
+    }
+
+    /// Fills the header in, and signs if that is due.
+    pub(super) fn build(&mut self, request: Request) -> Result<Built, SmbError> {
+        self.wait_for_credits(request.charge().into())?;
+        self.build_with(request, HeaderFlags::new(), 0)
+    }
+
+    /// Sends a built message.
+    pub(super) fn send(&mut self, built: &Built) -> Result<(), SmbError> {
+        let tail = built.tail.as_deref().map_or(&[][..], Vec::as_slice);
+        let deadline = Instant::now() + self.options.patience;
+        self.transport.send(&[&built.head, tail], deadline)?;
+        self.remember(built.id, built.is_signed);
+        Ok(())
+    }
+
+    fn remember(&mut self, id: MessageId, is_signed: bool) {
+        let pending = Pending {
+            is_signed,
+            ..Pending::default()
+        };
+        self.in_flight.insert(id, pending);
+    }
+
+    fn build_with(
+        &mut self,
+        request: Request,
+        flags: HeaderFlags,
+        next_command: u32,
+    ) -> Result<Built, SmbError> {
+        let charge = request.charge();
+        self.credits = self.credits.saturating_sub(charge.into());
+        let id = MessageId(self.next_id);
+        self.next_id += u64::from(charge);
+        let missing = u32::from(self.options.credits).saturating_sub(self.credits);
+        let wanted = missing.max(charge.into()).min(u16::MAX.into());
+        // `[MS-SMB2] 3.2.4.2.4`: TREE_CONNECT of 3.1.1 is signed, so that nobody can have tampered
+        // with the negotiation.
+        let is_due = self.channel.signs
+            || request.is_signed
+            || (request.command == Command::TreeConnect
+                && self.negotiated.dialect == Dialect::Smb311);
+        let signer = self.channel.signer.as_ref().filter(|_| is_due);
+        let header = Header {
+            credit_charge: charge,
+            status: 0,
+            command: request.command,
+            credit_request: wanted as u16,
+            flags: flags.with_signed(signer.is_some()),
+            next_command,
+            message_id: id.0,
+            tree_id: Some(request.tree_id),
+            async_id: None,
+            session_id: self.channel.session_id,
+            signature: 0,
+        };
+        let mut head = request.head;
+        write_header(&header, &mut head)?;
+        if let Some(signer) = signer {
+            let tail = request.tail.as_deref().map_or(&[][..], Vec::as_slice);
+            signer.sign(&mut head, tail);
+        }
+        Ok(Built {
+            id,
+            head,
+            tail: request.tail,
+            is_signed: signer.is_some(),
+        })
+    }
+
+    fn wait_for_credits(&mut self, charge: u32) -> Result<(), SmbError> {
+        let deadline = Instant::now() + self.options.patience;
+        while self.credits < charge {
+            if self.in_flight.is_empty() {
+                return Err(SmbError::Usage(format!(
+                    "{charge} credits needed, {} held and none to come",
+                    self.credits
+                )));
+            }
+            self.receive(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one message, which may have several responses in it.
+    fn receive(&mut self, deadline: Instant) -> Result<(), SmbError> {
+        let message = self.transport.receive(deadline)?;
+        let bytes = message.bytes;
+        let mut at = 0;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let next = rest
+                .get(20..24)
+                .and_then(|field| field.try_into().ok())
+                .map_or(0, u32::from_le_bytes) as usize;
+            if next == 0 {
+                let last = if at == 0 { bytes } else { rest.to_vec() };
+                return self.handle(Response::parse(last, message.invalidated)?);
+            }
+            let part = rest
+                .get(..next)
+                .filter(|part| part.len() >= HEADER)
+                .ok_or_else(|| SmbError::Message(format!("NextCommand {next} in a response")))?;
+            self.handle(Response::parse(part.to_vec(), message.invalidated)?)?;
+            at += next;
+        }
+    }
+
+    fn handle(&mut self, mut response: Response) -> Result<(), SmbError> {
+        let header = &response.header;
+        let id = MessageId(header.message_id);
+        self.credits += u32::from(header.credit_request);
+        if id.0 == u64::MAX {
+            // An oplock break; none is ever asked for.
+            return Ok(());
+        }
+        let is_interim = header.status == status::PENDING && header.flags.async_command();
+        if is_interim {
+            let pending = self.in_flight.get_mut(&id).ok_or_else(|| stray(id))?;
+            pending.was_pending = true;
+            pending.async_id = header.async_id;
+            pending.invalidated_by_interim = response.invalidated;
+            return Ok(());
+        }
+        let pending = self.in_flight.remove(&id).ok_or_else(|| stray(id))?;
+        self.verify(&response, &pending)?;
+        response.was_pending = pending.was_pending;
+        response.invalidated_by_interim = pending.invalidated_by_interim;
+        self.done.push_back((id, response));
+        Ok(())
+    }
+
+    /// `[MS-SMB2] 3.2.5.1.3`.
+    fn verify(&self, response: &Response, pending: &Pending) -> Result<(), SmbError> {
+        let Some(signer) = &self.channel.signer else {
+            return Ok(());
+        };
+        if !self.channel.verifies {
+            return Ok(());
+        }
+        let header = &response.header;
+        if header.flags.signed() {
+            if !signer.is_valid(&response.bytes) {
+                let command = header.command;
+                return Err(SmbError::Signature(format!(
+                    "{command} response: the signature is wrong"
+                )));
+            }
+            return Ok(());
+        }
+        let is_excused = matches!(
+            header.status,
+            status::USER_SESSION_DELETED | status::NETWORK_SESSION_EXPIRED
+        );
+        if pending.is_signed && !is_excused {
+            return Err(SmbError::Signature(format!(
+                "{} response with status {:#010x}: not signed",
+                header.command, header.status
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn write_header(header: &Header, message: &mut [u8]) -> Result<(), SmbError> {
+    let mut cursor = Cursor::new(message);
+    Ok(header.write_le(&mut cursor)?)
+}
+
+fn stray(id: MessageId) -> SmbError {
+    SmbError::Message(format!("a response to {id:?}, which is not in flight"))
+}
+
+/// Header and fixed part of a READ response, a little more.
+const READ_HEADER: usize = 128;
+/// Header and fixed part of a WRITE request, a little more.
+const WRITE_HEADER: usize = 128;
