@@ -43,7 +43,12 @@ pub(crate) fn samba(test: &str) -> Option<&'static Path> {
 
 /// Builds the patched Samba, or finds it built. A build that fails is an error; that the source or
 /// the packages to build it cannot be had is a reason to skip.
+///
+/// For work on the patches, SMBDIRECT_TEST_SAMBA may name a build tree to use instead.
 fn build() -> Result<PathBuf, String> {
+    if let Some(tree) = std::env::var_os("SMBDIRECT_TEST_SAMBA") {
+        return Ok(PathBuf::from(tree).join("bin"));
+    }
     let script = root().join("scripts/samba-build.sh");
     let output = Command::new(&script)
         .stdin(Stdio::null())

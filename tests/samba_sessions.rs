@@ -1,79 +1,21 @@
-//! Our own SMB client against the patched smbd: sessions over SMB Direct, multichannel, RDMA.
+//! Our own SMB client against the patched smbd: dialects, signing, peers, multichannel.
 
 mod common;
 #[path = "common/samba.rs"]
 mod samba;
+#[path = "common/smb.rs"]
+mod smb;
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use samba::{samba, user, Server};
+use samba::Server;
+use smb::{credentials, noise, open_share, options, profiles, rdma, start, tcp};
 use smbdirect::smb::{
     status, Connection, Credentials, Dialect, FileId, OpenMode, Options, Profile, ReadRequest,
-    Request, Session, Signing, WriteRequest,
+    Request, Signing, WriteRequest,
 };
-
-const PASSWORD: &str = "a password";
-
-/// Bytes without a pattern, the same for the same seed.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// A server with multichannel and a user who can sign.
-fn start(test: &str) -> Option<Server> {
-    let bin = samba(test)?;
-    let server = Server::start(bin, "server multi channel support = yes\n");
-    server.add_user(PASSWORD);
-    Some(server)
-}
-
-fn credentials() -> Credentials {
-    Credentials {
-        user: user(),
-        password: PASSWORD.into(),
-        domain: String::new(),
-    }
-}
-
-fn options(dialect: Dialect, signing: Signing) -> Options {
-    Options {
-        dialects: vec![dialect],
-        signing,
-        ..Options::new().unwrap()
-    }
-}
-
-fn rdma(server: &Server) -> SocketAddr {
-    ([127, 0, 0, 1], server.rdma_port).into()
-}
-
-fn tcp(server: &Server) -> SocketAddr {
-    ([127, 0, 0, 1], server.tcp_port).into()
-}
-
-fn profiles() -> [Profile; 3] {
-    [Profile::linux(), Profile::windows(), Profile::small()]
-}
-
-/// A connection with a session and the share.
-fn open_share(mut connection: Connection) -> (Connection, Session, u32) {
-    let session = connection.set_up_session(&credentials()).unwrap();
-    let tree = connection.tree_connect(r"\\127.0.0.1\share").unwrap();
-    (connection, session, tree)
-}
 
 #[test]
 fn every_dialect_signs_and_moves_files() {
