@@ -124,13 +124,49 @@ fn a_registered_client_guid_attracts_its_connections() {
     connect_and_send(&mut second, server.address, &request);
     wait_for(&mut server.parent, EventKind::Offered);
 
-    // A handle that closes takes its registration along.
+    // A handle that closes takes its registration along, and a connection that it has used.
+    send(&mut worker, attached.connection, 1, b"response");
+    wait_for(&mut client, EventKind::PduReceived);
     worker.set_session(&guid(GUID, false)).unwrap();
     worker.close().unwrap();
     let mut third = server.engine.open(false);
     connect_and_send(&mut third, server.address, &request);
     wait_for(&mut server.parent, EventKind::Offered);
     assert_eq!(until_end(&mut client).1, -libc::ECONNRESET);
+}
+
+/// An smbd ends when its client's last connection has gone; the client may be back before that.
+#[test]
+fn an_owner_that_ends_does_not_take_a_new_connection_along() {
+    let mut server = Server::plain();
+    let (mut dying, mut client) = (server.engine.open(false), server.engine.open(false));
+    dying.set_session(&guid(GUID, false)).unwrap();
+    let request = negotiate(GUID, DIALECTS);
+    let (mine, _) = (
+        connect_and_send(&mut client, server.address, &request),
+        wait_for(&mut dying, EventKind::PduReceived),
+    );
+    dying.close().unwrap();
+
+    let offer = wait_for(&mut server.parent, EventKind::Offered).0;
+    let mut worker = server.engine.open(false);
+    let id = worker.accept(offer.token).unwrap();
+    assert_eq!(wait_for(&mut worker, EventKind::PduReceived).1, request);
+    send(&mut worker, id, 1, b"response");
+    let (event, got) = wait_for(&mut client, EventKind::PduReceived);
+    assert_eq!((event.connection, &got[..]), (mine, &b"response"[..]));
+
+    // It is forgiven once: a NEGOTIATE that kills its server does not kill another one after that.
+    let mut second = server.engine.open(false);
+    connect_and_send(&mut second, server.address, &request);
+    for _ in 0..2 {
+        let offer = wait_for(&mut server.parent, EventKind::Offered).0;
+        let mut victim = server.engine.open(false);
+        victim.accept(offer.token).unwrap();
+        victim.close().unwrap();
+    }
+    assert_eq!(until_end(&mut second).1, -libc::ECONNRESET);
+    assert!(server.parent.next_event().unwrap().is_none());
 }
 
 #[test]

@@ -383,6 +383,7 @@ impl Engine {
     /// The connection belongs to `owner` from now on.
     fn attach(&mut self, now: Instant, key: usize, owner: Owner, flags: u16) {
         let conn = &mut self.conns[key];
+        let is_first = matches!(conn.phase, Phase::Routing | Phase::Offered) && !conn.was_dropped;
         conn.owner = Some(owner);
         conn.phase = Phase::Attached;
         conn.deadline = None;
@@ -403,6 +404,10 @@ impl Engine {
             flags,
             ..CqEntry::new(CqKind::Attached, owner.id)
         });
+        conn.unanswered = match conn.held.front() {
+            Some(request) if is_first && conn.held.len() == 1 => Some(request.clone()),
+            _ => None,
+        };
         conn.deliver_held(key, &mut self.clients);
         self.share_slots(owner.handle);
         self.touch(key);
@@ -611,6 +616,7 @@ impl Engine {
         getrandom::fill(&mut token)
             .map_err(|error| (libc::EIO, format!("no random bytes: {error}")))?;
         conn.phase = Phase::Exported;
+        conn.unanswered = None;
         conn.token = Some(token);
         conn.token_uid = uid;
         self.by_token.insert(token, key);
@@ -672,14 +678,22 @@ impl Engine {
 
     /// The process of a handle is gone, or has closed it.
     pub(super) fn orphan(&mut self, now: Instant, key: usize) {
-        let deadline = now + self.config.export_timeout;
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
         conn.owner = None;
         self.unowned += 1;
+        let is_up = conn.phase == Phase::Attached && conn.end.is_none();
         if conn.phase == Phase::Exported {
-            conn.deadline = Some(deadline);
+            conn.deadline = Some(now + self.config.export_timeout);
+        } else if let Some(request) = conn.unanswered.take().filter(|_| is_up) {
+            // An smbd that is about to end, because the client's last connection has gone, must not
+            // take the next connection of the same client along.
+            info!(
+                "connection {} with {}: its process ended before it answered; it gets another one",
+                conn.serial, conn.peer
+            );
+            conn.route_again(request, now + self.config.first_pdu_timeout);
         } else {
             conn.latch_end(0, "its process closed it or ended");
             conn.submit_close(now);

@@ -118,6 +118,9 @@ impl Conn {
         piece: &Piece,
         now: Instant,
     ) {
+        if self.owner.is_some() {
+            self.unanswered = None;
+        }
         if let Some(owner) = self
             .delivers_to()
             .filter(|_| self.assembly.is_empty() && self.held.is_empty())

@@ -70,6 +70,7 @@ pub(super) struct Owner {
 }
 
 /// A PDU kept until there is an owner.
+#[derive(Clone)]
 pub(super) struct HeldPdu {
     pub(super) bytes: Vec<u8>,
     pub(super) flags: u16,
@@ -111,6 +112,11 @@ pub(super) struct Conn {
     pub(super) max_rdma_reads: u32,
     pub(super) rdma: RdmaCounters,
     pub(super) held: VecDeque<HeldPdu>,
+    /// The NEGOTIATE that the owner got, as long as it did nothing with the connection: should the
+    /// owner end now, another one gets it.
+    pub(super) unanswered: Option<HeldPdu>,
+    /// An owner has ended with the NEGOTIATE unanswered. That is not forgiven twice.
+    pub(super) was_dropped: bool,
     /// NEGOTIATE request and response, when the engine has answered.
     pub(super) negotiate: Vec<HeldPdu>,
     /// The first reason for the end, as the owner's errno and as text.
@@ -162,6 +168,8 @@ impl Conn {
             max_rdma_reads: 0,
             rdma: RdmaCounters::default(),
             held: VecDeque::new(),
+            unanswered: None,
+            was_dropped: false,
             negotiate: Vec::new(),
             end: None,
             private: Private::new(params.receive_buffer_size() as usize)?,
@@ -211,6 +219,17 @@ impl Conn {
             usize::from(self.receive_credit_max),
         );
         self.machine.set_receive_limit(limit as u16);
+    }
+
+    /// Back to the start: the connection has no owner, and its first PDU is looked at again.
+    pub(super) fn route_again(&mut self, request: HeldPdu, deadline: Instant) {
+        self.was_dropped = true;
+        self.phase = Phase::Routing;
+        self.deadline = Some(deadline);
+        self.half_delivered = false;
+        self.held.clear();
+        self.held.push_back(request);
+        self.machine.set_receive_limit(PRIVATE_RECEIVES);
     }
 
     /// The errno for operations that the end of the connection has cut off.

@@ -154,6 +154,7 @@ impl Conn {
         memory: MemSlice,
         invalidate: Option<u32>,
     ) {
+        self.unanswered = None;
         let message = Message {
             memory,
             invalidate,
@@ -182,6 +183,7 @@ impl Conn {
         segments: Vec<Segment>,
         descriptors: Vec<Descriptor>,
     ) {
+        self.unanswered = None;
         let op = RdmaOp {
             owner,
             cookie,
@@ -203,6 +205,7 @@ impl Conn {
 
     /// Ends the connection after what was submitted before.
     pub(in crate::engine) fn submit_close(&mut self, now: Instant) {
+        self.unanswered = None;
         if self.machine.negotiated().is_some() {
             self.work.push_back(Work::Close);
         } else {
