@@ -6,10 +6,9 @@ use log::{debug, error, info, warn};
 
 use super::clients::{ready_key, Client};
 use super::handle::{Handle, HandleId};
-use super::interfaces;
 use super::{tag, Engine, ServerParams};
 use crate::fabric::{Access, FabricError, ListenOptions};
-use crate::ipc::{self, InterfaceRecord, Reply, Request};
+use crate::ipc::{self, Reply, Request};
 use crate::proto;
 use crate::ring::{AreaOptions, Descriptor, EngineSide};
 use crate::router;
@@ -275,7 +274,7 @@ impl Engine {
                     Err((libc::ENOENT, text))
                 }
             }
-            Request::Interfaces { from } => self.interfaces(from),
+            Request::Interfaces { from } => self.interfaces(now, from),
             Request::Status { from } => Ok(Reply::Status(self.status(now, from))),
         }
     }
@@ -457,46 +456,6 @@ impl Engine {
             }
             Err(error) => Err((libc::ENOTCONN, error.to_string())),
         }
-    }
-
-    fn interfaces(&mut self, from: u32) -> Result<Reply, (i32, String)> {
-        let addresses = interfaces::host_addresses()
-            .map_err(|error| (libc::EIO, format!("the host's addresses: {error}")))?;
-        let fabric = ipc::Fabric::SoftIwarp;
-        let takes_connections = self.params.is_some();
-        let mut records: Vec<InterfaceRecord> = Vec::new();
-        for address in &addresses {
-            let listeners = self.listeners.iter().map(|l| (l.address, fabric.name()));
-            let (listener, mut reason) = interfaces::verdict(address, listeners);
-            let mut capability = if address.rss { ipc::INTERFACE_RSS } else { 0 };
-            if listener.is_some() {
-                if takes_connections {
-                    capability |= ipc::INTERFACE_RDMA;
-                } else {
-                    reason = "the engine listens, but smbd_set_params was not called yet".into();
-                }
-            }
-            records.push(InterfaceRecord {
-                if_index: address.index,
-                capability,
-                fabric: listener.map(|_| fabric),
-                link_speed: address.link_speed,
-                address: (address.address, listener.map_or(0, |at| at.port())).into(),
-                name: address.name.chars().take(15).collect(),
-                reason: reason.chars().take(103).collect(),
-            });
-        }
-        let total = records.len() as u32;
-        let mut bytes = 0;
-        let interfaces = records
-            .into_iter()
-            .skip(from as usize)
-            .take_while(|record| {
-                bytes += 64 + record.name.len() + record.reason.len();
-                bytes < ipc::PAGE_BYTES
-            })
-            .collect();
-        Ok(Reply::Interfaces { interfaces, total })
     }
 
     /// A process is gone: its handle ends, its connections with it.

@@ -8,6 +8,7 @@
 //!   rings of handles ─ sends, RDMA operations, returned slots  submit.rs
 //!   fabrics ───────── connections, completions                 connection.rs
 //!   first PDUs ────── which handle gets a connection            routing.rs
+//!   host addresses ── where clients find SMB Direct              interfaces.rs
 //! ```
 //!
 //! A turn of the loop takes what is ready, lets each touched connection do what its MS-SMBD machine
@@ -41,6 +42,7 @@ use slab::Slab;
 use self::clients::Clients;
 use self::connection::{Conn, Phase};
 use self::handle::HandleId;
+use self::interfaces::HostAddresses;
 use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
 use crate::fabric::{Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey};
 use crate::ipc::{self, EngineCounters};
@@ -201,6 +203,7 @@ pub struct Engine {
     /// Connections refused or ended without an owner, by reason.
     rejected: BTreeMap<String, u64>,
     control_buffer: Vec<u8>,
+    host_addresses: HostAddresses,
     /// While set, an empty turn does not sleep yet.
     busy_until: Option<Instant>,
 }
@@ -242,6 +245,7 @@ impl Engine {
             counters: EngineCounters::default(),
             rejected: BTreeMap::new(),
             control_buffer: vec![0; ipc::MAX_MESSAGE],
+            host_addresses: HostAddresses::default(),
             busy_until: None,
             config,
         };

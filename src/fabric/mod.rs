@@ -14,7 +14,7 @@
 //!   [`FabricEvent::Disconnected`]. After it the key is dead; no call with it does anything.
 //! - Memory named by a work request is not touched any more once its completion was told.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::mem::MemSlice;
@@ -138,6 +138,15 @@ pub enum EndReason {
     Transport(String),
 }
 
+/// What a fabric knows of an address of this host that it can use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The RDMA device behind the address, if there is one.
+    pub device: Option<String>,
+    /// Bits per second of that device's port, where the fabric knows them.
+    pub link_speed: Option<u64>,
+}
+
 /// What a fabric tells.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -237,6 +246,14 @@ impl std::error::Error for FabricError {}
 pub trait Fabric {
     /// Its name in logs and status.
     fn name(&self) -> &'static str;
+
+    /// Whether connections to an address of this host can come over this fabric, apart from a
+    /// listener. The error says why not, and what would help. A fabric that needs a device asks
+    /// for the one behind the address; one that runs over plain sockets takes any address.
+    fn local_address(&self, address: IpAddr) -> Result<LocalAddress, String> {
+        let _ = address;
+        Ok(LocalAddress::default())
+    }
 
     /// Listens on an address (port 0: any free one). Returns the address taken.
     fn listen(
