@@ -63,7 +63,7 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 
 #[test]
 fn help_tells_purpose_examples_and_exit_status() {
-    for command in ["engine", "proxy", "ping", "bench", "status"] {
+    for command in ["engine", "proxy", "ping", "bench", "status", "interfaces"] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
@@ -103,9 +103,13 @@ fn failures_are_status_1_and_one_line() {
     // Bound and not listening: nobody can take the port meanwhile, and nobody answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 5] = [
         (
             &["status", "--socket", "/nonexistent/engine.sock"],
+            "/nonexistent/engine.sock",
+        ),
+        (
+            &["interfaces", "--socket", "/nonexistent/engine.sock"],
             "/nonexistent/engine.sock",
         ),
         (

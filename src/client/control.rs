@@ -7,7 +7,10 @@ use super::connection::Connection;
 use super::error::ClientError;
 use super::events::Ready;
 use super::handle::{unexpected, Handle};
-use crate::ipc::{ConnectSpec, InterfaceRecord, ListenSpec, Params, Reply, Request, SessionSpec};
+use crate::ipc::{
+    gather_interfaces, ConnectSpec, InterfaceRecord, ListenSpec, Params, Reply, Request,
+    SessionSpec,
+};
 use crate::ring::{ConnectionCounters, ConnectionRecord, Descriptor, Segment};
 
 impl Handle {
@@ -168,20 +171,7 @@ impl Handle {
 
     /// The addresses of this host.
     pub fn interfaces(&mut self) -> Result<Vec<InterfaceRecord>, ClientError> {
-        let mut all = Vec::new();
-        loop {
-            let from = u32::try_from(all.len()).unwrap_or(u32::MAX);
-            match self.call(&Request::Interfaces { from })? {
-                Reply::Interfaces { interfaces, total } => {
-                    let is_last = interfaces.is_empty();
-                    all.extend(interfaces);
-                    if is_last || all.len() >= total as usize {
-                        return Ok(all);
-                    }
-                }
-                reply => return Err(unexpected(&reply)),
-            }
-        }
+        gather_interfaces(|request| self.call(&request), unexpected)
     }
 
     /// A connection's addresses, negotiated values and counters. Makes no system call.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{decode, encode, CodecError, Envelope, Reply, Request, MAX_MESSAGE};
+use super::{decode, encode, CodecError, Envelope, InterfaceRecord, Reply, Request, MAX_MESSAGE};
 use crate::sys::SeqPacket;
 
 /// The asking end of a control socket.
@@ -173,6 +173,39 @@ impl Caller {
             Ok(())
         } else {
             Err(CallError::TimedOut(timeout))
+        }
+    }
+}
+
+/// Asks an engine for the addresses of its host.
+pub fn fetch_interfaces(
+    caller: &mut Caller,
+    timeout: Duration,
+) -> Result<Vec<InterfaceRecord>, CallError> {
+    let unexpected = |_: &Reply| CallError::Unexpected("something else than its addresses");
+    gather_interfaces(
+        |request| caller.call(&request, timeout).map(|(reply, _)| reply),
+        unexpected,
+    )
+}
+
+/// Puts the pages of [`Reply::Interfaces`] together.
+pub(crate) fn gather_interfaces<E>(
+    mut call: impl FnMut(Request) -> Result<Reply, E>,
+    unexpected: impl Fn(&Reply) -> E,
+) -> Result<Vec<InterfaceRecord>, E> {
+    let mut all = Vec::new();
+    loop {
+        let from = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        match call(Request::Interfaces { from })? {
+            Reply::Interfaces { interfaces, total } => {
+                let is_last = interfaces.is_empty();
+                all.extend(interfaces);
+                if is_last || all.len() >= total as usize {
+                    return Ok(all);
+                }
+            }
+            reply => return Err(unexpected(&reply)),
         }
     }
 }

@@ -29,7 +29,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use call::{CallError, Caller};
+pub(crate) use call::gather_interfaces;
+pub use call::{fetch_interfaces, CallError, Caller};
 pub use messages::{
     ConnectSpec, Fabric, InterfaceRecord, ListenSpec, OpenRequest, Params, RangeError, Reply,
     Request, SessionSpec, INTERFACE_RDMA, INTERFACE_RSS,

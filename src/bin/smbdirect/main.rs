@@ -9,11 +9,13 @@ mod args;
 mod bench;
 mod engine;
 mod failure;
+mod interfaces;
 mod ping;
 mod proxy;
 mod session;
 mod signals;
 mod status;
+mod table;
 mod units;
 
 /// SMB Direct (SMB3 over RDMA) in user space: the engine that serves smbd, and tools.
@@ -42,6 +44,7 @@ enum Command {
     #[command(hide = true)]
     BenchHelper(bench::HelperArgs),
     Status(status::Args),
+    Interfaces(interfaces::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::BenchHelper(args) => bench::run_helper(&args),
         Command::Status(args) => status::run(&args),
+        Command::Interfaces(args) => interfaces::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,14 @@
 //! `smbdirect status`: what an engine is doing, as tables or JSON.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smbdirect::ipc::{self, Caller, Status};
 
 use crate::failure::Failure;
 use crate::session::say;
+use crate::table::table;
 use crate::units::{bytes, parse_seconds};
 
 /// Show the listeners, handles and connections of an engine.
@@ -36,11 +37,7 @@ pub(crate) struct Args {
 /// Asks and shows.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let path = args.socket.display();
-    let mut caller = Caller::connect(&args.socket, TIMEOUT).map_err(|error| {
-        Failure::Failed(format!(
-            "no engine answers at {path}: {error}; start `smbdirect engine`, or name its --socket"
-        ))
-    })?;
+    let mut caller = connect(&args.socket)?;
     loop {
         let status = ipc::fetch_status(&mut caller, TIMEOUT)
             .map_err(Failure::of(format!("asking the engine at {path}")))?;
@@ -55,6 +52,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             None => return Ok(()),
         }
     }
+}
+
+/// Connects to the engine whose control socket is at `path`.
+pub(crate) fn connect(path: &Path) -> Result<Caller, Failure> {
+    Caller::connect(path, TIMEOUT).map_err(|error| {
+        Failure::Failed(format!(
+            "no engine answers at {}: {error}; start `smbdirect engine`, or name its --socket",
+            path.display()
+        ))
+    })
 }
 
 fn tables(status: &Status) -> String {
@@ -154,45 +161,5 @@ fn tables(status: &Status) -> String {
     text
 }
 
-/// Columns as wide as their widest entry. A table without rows has only its headings.
-fn table(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut lines = vec![headings
-        .iter()
-        .map(|&heading| heading.to_owned())
-        .collect::<Vec<_>>()];
-    lines.extend(rows);
-    let mut widths = vec![0; headings.len()];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let mut text = String::from("\n");
-    for line in &lines {
-        let mut row = String::new();
-        for (width, cell) in widths.iter().zip(line) {
-            let _ = write!(row, "{cell:<width$}  ");
-        }
-        text.push_str(row.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 /// An engine that lives answers at once.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_line_up() {
-        let rows = [
-            vec!["long entry".to_owned(), "1".into()],
-            vec!["x".into(), "22".into()],
-        ];
-        let text = table(&["A", "B"], rows.into_iter());
-        assert_eq!(text, "\nA           B\nlong entry  1\nx           22\n");
-    }
-}
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
