@@ -241,7 +241,10 @@ fn a_handle_with_impossible_indices_is_dropped() {
         let (mut liar, mut client) = (engine.open(false), engine.open(false));
         register(&mut liar, GUID);
         let active = connect_and_send(&mut client, address, &negotiate(GUID, &[0x0300]));
-        wait_for(&mut liar, EventKind::PduReceived);
+        let passive = wait_for(&mut liar, EventKind::PduReceived).0.connection;
+        // Who has not answered would lose the connection to another process.
+        send(&mut liar, passive, 1, b"response");
+        wait_for(&mut client, EventKind::PduReceived);
         let area = liar.meminfo().unwrap().region.clone();
         area.write(offset, &0x8000_0001u32.to_ne_bytes()).unwrap();
         // The engine looks at all rings when it delivers or when the handle goes.

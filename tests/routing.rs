@@ -425,6 +425,28 @@ fn the_engine_takes_no_more_than_max_connections() {
     server.until_rejected("max_connections");
 }
 
+/// Receives that are posted do not come back before the peer uses them, so the first connections must
+/// not take all slots.
+#[test]
+fn every_place_of_a_handle_can_be_used() {
+    let server = Server::plain();
+    let mut worker = server.engine.open(false);
+    worker.set_session(&guid(GUID, false)).unwrap();
+    let request = negotiate(GUID, DIALECTS);
+    let places = AreaOptions::default().max_connections;
+    let mut clients: Vec<_> = (0..places).map(|_| server.engine.open(false)).collect();
+    for client in &mut clients {
+        let active = connect_and_send(client, server.address, &request);
+        wait_for(&mut worker, EventKind::Attached);
+        wait_for(&mut worker, EventKind::PduReceived);
+        // More than the engine's own receives, so that slots of the handle take their place.
+        for cookie in 0..20 {
+            send(client, active, cookie, b"\xfeSMB");
+            wait_for(&mut worker, EventKind::PduReceived);
+        }
+    }
+}
+
 #[test]
 fn a_full_handle_refuses() {
     let mut server = Server::plain();

@@ -311,9 +311,9 @@ impl Engine {
             .map_or(255, |p| u32::from(p.smbd.receive_credit_max));
         let mut area = open.area;
         if area.receive_slots == 0 {
-            // The credits of 8 connections.
+            // The credits of 8 connections, and the reserve of an eighth.
             area = AreaOptions {
-                receive_slots: credits.saturating_mul(8).clamp(16, 65536),
+                receive_slots: credits.saturating_mul(64).div_ceil(7).clamp(16, 65536),
                 ..area
             };
         }

@@ -83,6 +83,12 @@ impl Handle {
         self.slot_count
     }
 
+    /// Free slots that only connections with few receives may take, so that a further connection
+    /// always finds some, however many the others have posted.
+    pub(super) fn reserve(&self) -> usize {
+        self.slot_count / 8
+    }
+
     /// Takes a slot for a receive.
     pub(super) fn take_slot(&mut self) -> Option<(u32, MemSlice)> {
         let slot = self.free.pop()?;

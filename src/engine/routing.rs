@@ -416,13 +416,13 @@ impl Engine {
         }
     }
 
-    /// Splits a handle's receive slots among its connections: one may use at most an eighth, or its
-    /// equal part when there are more than eight.
+    /// Splits a handle's receive slots but the reserve among its connections: one may use at most an
+    /// eighth, or its equal part when there are more than eight.
     pub(super) fn share_slots(&mut self, id: HandleId) {
         let Some(handle) = self.clients.handle(id) else {
             return;
         };
-        let share = handle.slot_count() / handle.attached.max(8);
+        let share = (handle.slot_count() - handle.reserve()) / handle.attached.max(8);
         let keys: Vec<usize> = handle.table.iter().flatten().copied().collect();
         for key in keys {
             if let Some(conn) = self.conns.get_mut(key) {

@@ -28,7 +28,7 @@ impl Default for AreaOptions {
             rdma_buffers: 64,
             rdma_buffer_size: 1 << 20,
             max_connections: 32,
-            receive_slots: 8 * 255,
+            receive_slots: 2332,
             receive_slot_size: 8192,
             send_area_size: 16 << 20,
         }

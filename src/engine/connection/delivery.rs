@@ -79,9 +79,12 @@ impl Conn {
             .filter(|_| matches!(self.phase, Phase::Attached | Phase::Exported));
         while posted < count {
             let taken = match owner.map(|o| (o.handle, clients.handle(o.handle))) {
-                Some((id, Some(handle))) => handle
-                    .take_slot()
-                    .map(|(slot, m)| (Home::Handle(id), slot, m)),
+                Some((id, Some(handle))) => {
+                    let has_few = self.recvs.len() < usize::from(PRIVATE_RECEIVES);
+                    let may_take = has_few || handle.free_slots() > handle.reserve();
+                    let taken = if may_take { handle.take_slot() } else { None };
+                    taken.map(|(slot, m)| (Home::Handle(id), slot, m))
+                }
                 _ => self
                     .private
                     .take()
