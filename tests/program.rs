@@ -75,7 +75,7 @@ fn help_tells_purpose_examples_and_exit_status() {
 
 #[test]
 fn wrong_usage_is_status_2_and_names_the_value() {
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["ping", "127.0.0.1", "-s", "1Q"], "1Q"),
         (&["ping", "127.0.0.1:port"], "127.0.0.1:port"),
         (
@@ -90,6 +90,11 @@ fn wrong_usage_is_status_2_and_names_the_value() {
         ),
         (&["engine", "--socket-mode", "888"], "888"),
         (&["bench", "--chunk", "1"], "--chunk 1"),
+        (&["bench", "--smb", "//127.0.0.1/data"], "--user"),
+        (
+            &["bench", "--smb", "//127.0.0.1", "--user", "me"],
+            "--smb //127.0.0.1",
+        ),
     ];
     for (arguments, value) in cases {
         let (status, text) = failure(arguments);

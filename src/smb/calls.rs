@@ -239,7 +239,7 @@ impl Connection {
     ) -> Result<u32, SmbError> {
         let request = WriteRequest::inline(file_id, offset, Arc::new(data.to_vec()));
         let response = self.call(request.to_request(tree_id)?)?;
-        Ok(response.body::<WriteResponse>()?.count)
+        response.written()
     }
 
     /// Reads `length` bytes into registered memory. Returns how many the server placed, and its
@@ -284,7 +284,7 @@ impl Connection {
     ) -> Result<(u32, Response), SmbError> {
         let request = WriteRequest::rdma(file_id, offset, length, channel, memory.descriptors());
         let response = self.call(request.to_request(tree_id)?)?;
-        Ok((response.body::<WriteResponse>()?.count, response))
+        Ok((response.written()?, response))
     }
 
     /// The entries of a directory ("" is the root) that match a pattern.
@@ -366,6 +366,14 @@ impl Connection {
 }
 
 impl Response {
+    /// Count of a WRITE response: bytes written.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn written(&self) -> Result<u32, SmbError> {
+        Ok(self.body::<WriteResponse>()?.count)
+    }
+
     /// What a CREATE response tells.
     ///
     /// # Errors

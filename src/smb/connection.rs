@@ -128,6 +128,11 @@ impl Connection {
         }
     }
 
+    /// The ClientGuid of its NEGOTIATE.
+    pub fn client_guid(&self) -> [u8; 16] {
+        self.options.client_guid
+    }
+
     /// SMB2 credits held.
     pub fn credits(&self) -> u32 {
         self.credits

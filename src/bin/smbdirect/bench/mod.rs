@@ -9,6 +9,7 @@ mod helper;
 mod process;
 mod scale;
 mod small;
+mod smb;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -32,11 +33,17 @@ pub(crate) use helper::Args as HelperArgs;
 ///
 /// All of it runs on 127.0.0.1 with children of this process; nothing else is touched. Figures are
 /// medians of repetitions that alternate between the two sides of a ratio.
+///
+/// With --smb instead: READ and WRITE of a file that is made in a share of an SMB server, and
+/// deleted again, through an RDMA channel against TCP. Sequential, 1 MiB and 64 KiB; random, 4 KiB;
+/// one request and 16 in flight. --bytes is the size of the file, --iters the number of random
+/// operations.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect bench\n  \
     smbdirect bench --only bulk --bytes 2G --repeat 9\n  \
-    smbdirect bench --json > result.json\n\n\
+    smbdirect bench --json > result.json\n  \
+    SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n\n\
     Exit status: 0 measured (whatever the figures), 1 failure, 2 wrong usage.")]
 pub(crate) struct Args {
     /// Measure only this, may be given several times: bulk, small, scale
@@ -77,6 +84,8 @@ pub(crate) struct Args {
     /// The result as one JSON object, nothing else
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    smb: smb::ServerArgs,
 }
 
 /// One line of the result.
@@ -120,13 +129,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             args.size
         )));
     }
-    let wants = |what: &str| args.only.is_empty() || args.only.iter().any(|only| only == what);
+    let wants_all = args.only.is_empty() && args.smb.smb.is_none();
+    let wants = |what: &str| wants_all || args.only.iter().any(|only| only == what);
     let mut rows = Vec::new();
     let progress = |text: &str| {
         if !args.json {
             eprintln!("measuring {text} ...");
         }
     };
+    if args.smb.smb.is_some() {
+        progress("READ and WRITE on the server");
+        rows.extend(smb::measure(args)?);
+    }
     if wants("bulk") {
         progress("bulk");
         rows.extend(bulk::measure(args)?);
