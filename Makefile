@@ -17,11 +17,12 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
 LIBRARY    := $(RELEASE)/libsmbdirect.so
 
-.PHONY: help build run test lint bench header install uninstall clean
+.PHONY: help build run test torture lint bench header install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
 	@echo 'make test     build and run every test; the last line tells passed, failed, skipped'
+	@echo 'make torture  all smb2 tests of smbtorture, over SMB Direct and TCP (half an hour)'
 	@echo 'make lint     rustfmt and clippy, warnings denied'
 	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
 	@echo 'make header   generate include/smbdirect.h again'
@@ -36,6 +37,9 @@ run:
 
 test:
 	@scripts/test.sh
+
+torture:
+	SMBDIRECT_TORTURE=all $(CARGO) test --test samba_torture -- --nocapture
 
 lint:
 	$(CARGO) fmt --check
