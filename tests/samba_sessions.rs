@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 
+use rustix::process::Signal;
 use samba::Server;
 use smb::{credentials, noise, open_share, options, profiles, rdma, start, tcp};
 use smbdirect::smb::{
-    status, Connection, Credentials, Dialect, FileId, OpenMode, Options, Profile, ReadRequest,
-    Request, Signing, WriteRequest,
+    status, Connection, Credentials, Dialect, FileId, Negotiating, OpenMode, Options, Profile,
+    ReadRequest, Request, Signing, WriteRequest,
 };
 
 #[test]
@@ -286,4 +287,55 @@ fn channels_that_must_not_be_bound() {
     assert_eq!(status, status::USER_SESSION_DELETED);
     drop((first, bound));
     server.wait_for_baseline();
+}
+
+/// Channels that negotiate at the same moment, before any process knows the client: those that come
+/// to a second process are passed on to the first, with what their key is made from (3.1.1).
+#[test]
+fn channels_that_negotiate_at_the_same_moment() {
+    let Some(server) = start("channels_that_negotiate_at_the_same_moment") else {
+        return;
+    };
+    let smbd = server.smbd.as_ref().expect("was started");
+    for dialect in Dialect::ALL {
+        for kinds in [[true, true, true], [true, false, true]] {
+            let what = format!("{dialect:?} direct {kinds:?}");
+            let options = options(dialect, Signing::IfRequired);
+            smbd.kill(Signal::STOP);
+            let direct = kinds.iter().filter(|&&direct| direct).count();
+            let negotiating = kinds.map(|direct| {
+                let begun = if direct {
+                    Negotiating::direct(rdma(&server), &Profile::linux(), &options)
+                } else {
+                    Negotiating::tcp(tcp(&server), &options)
+                };
+                begun.expect(&what)
+            });
+            server.wait_until("all are offered", || {
+                let status = server.status();
+                let connections = status["connections"].as_array().expect("connections");
+                let offered = connections.iter().filter(|it| it["state"] == "offered");
+                offered.count() == direct
+            });
+            smbd.kill(Signal::CONT);
+            let mut channels = negotiating.map(|it| it.finish().expect(&what));
+            let [first, others @ ..] = &mut channels;
+            let session = first.set_up_session(&credentials()).expect(&what);
+            for channel in others.iter_mut() {
+                channel.bind(&session, &credentials()).expect(&what);
+            }
+            assert_eq!(channels_of_sessions(&server), [3], "{what}");
+            assert_eq!(server.clients_served(), 1, "{what}");
+            let tree = first.tree_connect(r"\\127.0.0.1\share").expect(&what);
+            let file = first.open(tree, "moment", OpenMode::Overwrite).unwrap().id;
+            for (i, channel) in channels.iter_mut().enumerate() {
+                let written = channel.write(tree, file, i as u64, &[i as u8]);
+                assert_eq!(written.expect(&what), 1);
+            }
+            let [first, ..] = &mut channels;
+            assert_eq!(first.read(tree, file, 0, 10).unwrap(), [0, 1, 2]);
+            drop(channels);
+            server.wait_for_baseline();
+        }
+    }
 }

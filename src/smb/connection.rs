@@ -13,8 +13,8 @@ use super::crypto::{Preauth, Signer, HEADER};
 use super::direct::Direct;
 use super::error::{status, SmbError};
 use super::message::{Request, Response};
+use super::negotiate::Negotiating;
 use super::options::{Dialect, Negotiated, Options, Profile};
-use super::tcp::Tcp;
 use super::transport::Transport;
 
 /// A request in flight; its MessageId.
@@ -70,8 +70,7 @@ impl Connection {
     /// # Errors
     /// No connection, or no dialect in common.
     pub fn tcp(peer: SocketAddr, options: &Options) -> Result<Self, SmbError> {
-        let tcp = Tcp::connect(peer, Instant::now() + options.patience)?;
-        Self::negotiate(Transport::Tcp(tcp), options)
+        Negotiating::tcp(peer, options)?.finish()
     }
 
     /// Connects by SMB Direct and negotiates.
@@ -83,8 +82,7 @@ impl Connection {
         profile: &Profile,
         options: &Options,
     ) -> Result<Self, SmbError> {
-        let direct = Direct::connect(peer, profile, Instant::now() + options.patience)?;
-        Self::negotiate(Transport::Direct(Box::new(direct)), options)
+        Negotiating::direct(peer, profile, options)?.finish()
     }
 
     /// A connection on which nothing was said yet.

@@ -40,6 +40,7 @@ pub use connection::{Connection, MessageId};
 pub use direct::{Direct, Memory};
 pub use error::{status, SmbError};
 pub use message::{ReadRequest, Request, Response, WriteRequest};
+pub use negotiate::Negotiating;
 pub use options::{Credentials, Dialect, Negotiated, Options, Profile, Signing};
 pub use session::Session;
 pub use smb_msg::{Command, FileId};

@@ -1,6 +1,8 @@
 //! NEGOTIATE: what is offered, and what came out of it.
 
 use std::io::Cursor;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use binrw::BinWrite;
 use smb_dtyp::Guid;
@@ -10,23 +12,68 @@ use smb_msg::{
     SigningAlgorithmId, SigningCapabilities,
 };
 
-use super::connection::Connection;
+use super::connection::{Built, Connection};
+use super::direct::Direct;
 use super::error::SmbError;
 use super::message::Request;
-use super::options::{Dialect, Negotiated, Options};
+use super::options::{Dialect, Negotiated, Options, Profile};
+use super::tcp::Tcp;
 use super::transport::Transport;
 
-impl Connection {
-    /// Negotiates on a transport that has just been connected.
-    pub(super) fn negotiate(transport: Transport, options: &Options) -> Result<Self, SmbError> {
-        let mut connection = Self::new(transport, options);
+/// A connection whose NEGOTIATE was sent and is not answered yet. For several that negotiate at the
+/// same moment.
+pub struct Negotiating {
+    connection: Connection,
+    request: Built,
+}
+
+impl Negotiating {
+    /// Connects by plain TCP and sends NEGOTIATE.
+    ///
+    /// # Errors
+    /// No connection.
+    pub fn tcp(peer: SocketAddr, options: &Options) -> Result<Self, SmbError> {
+        let tcp = Tcp::connect(peer, Instant::now() + options.patience)?;
+        Self::begin(Transport::Tcp(tcp), options)
+    }
+
+    /// Connects by SMB Direct and sends NEGOTIATE.
+    ///
+    /// # Errors
+    /// No connection.
+    pub fn direct(
+        peer: SocketAddr,
+        profile: &Profile,
+        options: &Options,
+    ) -> Result<Self, SmbError> {
+        let direct = Direct::connect(peer, profile, Instant::now() + options.patience)?;
+        Self::begin(Transport::Direct(Box::new(direct)), options)
+    }
+
+    fn begin(transport: Transport, options: &Options) -> Result<Self, SmbError> {
+        let mut connection = Connection::new(transport, options);
         let body = negotiate_request(options)?;
-        let built = connection.build(Request::new(Command::Negotiate, &body)?)?;
-        connection.send(&built)?;
-        let response = connection.wait(built.id)?.success()?;
-        connection.preauth.add(&built.head);
+        let request = connection.build(Request::new(Command::Negotiate, &body)?)?;
+        connection.send(&request)?;
+        Ok(Self {
+            connection,
+            request,
+        })
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// None came, or there is no dialect in common.
+    pub fn finish(self) -> Result<Connection, SmbError> {
+        let Self {
+            mut connection,
+            request,
+        } = self;
+        let response = connection.wait(request.id)?.success()?;
+        connection.preauth.add(&request.head);
         connection.preauth.add(&response.bytes);
-        connection.negotiated = negotiated(options, &response.body()?)?;
+        connection.negotiated = negotiated(&connection.options, &response.body()?)?;
         Ok(connection)
     }
 }
