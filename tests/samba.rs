@@ -145,8 +145,6 @@ fn status_tells_what_a_client_does() {
         (3 << 20..(3 << 20) + 65536).contains(&received),
         "{received}"
     );
-    // 1 MiB is the longest PDU, and much more than a fragment.
-    assert!(growth(&start, &after_put, "pdus_received") >= 4);
     let fragments = growth(&start, &after_put, "messages_received");
     assert!(((3 << 20) / 8136..1000).contains(&fragments), "{fragments}");
 

@@ -7,43 +7,21 @@
 mod common;
 #[path = "common/samba.rs"]
 mod samba;
+#[path = "common/smb.rs"]
+mod smb;
 
 use std::fs;
-use std::net::SocketAddr;
 
-use samba::{samba, user, Server};
+use samba::Server;
+use smb::{credentials, noise, open_share, rdma, start_with, tcp, SOURCE, TARGET};
 use smbdirect::fabric::Access;
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
-    channel, status, Connection, Credentials, Dialect, FileId, Memory, MessageId, OpenMode,
-    Options, Profile, ReadRequest, Request, Session, Signing, WriteRequest,
+    channel, status, Connection, Dialect, FileId, Memory, MessageId, OpenMode, Options, Profile,
+    ReadRequest, Request, Session, Signing, WriteRequest,
 };
 
-const PASSWORD: &str = "a password";
 const MIB: usize = 1 << 20;
-
-/// Bytes without a pattern, the same for the same seed.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-fn start(test: &str, global: &str) -> Option<Server> {
-    let bin = samba(test)?;
-    let global = format!("server multi channel support = yes\n{global}\n");
-    let server = Server::start(bin, &global);
-    server.add_user(PASSWORD);
-    Some(server)
-}
 
 /// A session on the share, over SMB Direct.
 struct Client {
@@ -57,9 +35,8 @@ impl Client {
         Self::over(Connection::direct(rdma(server), profile, options).unwrap())
     }
 
-    fn over(mut it: Connection) -> Self {
-        let session = it.set_up_session(&credentials()).unwrap();
-        let tree = it.tree_connect(r"\\127.0.0.1\share").unwrap();
+    fn over(it: Connection) -> Self {
+        let (it, session, tree) = open_share(it);
         Self { it, session, tree }
     }
 
@@ -118,34 +95,10 @@ impl Client {
     }
 }
 
-fn credentials() -> Credentials {
-    Credentials {
-        user: user(),
-        password: PASSWORD.into(),
-        domain: String::new(),
-    }
-}
-
 fn options(dialect: Dialect) -> Options {
-    Options {
-        dialects: vec![dialect],
-        signing: Signing::IfRequired,
-        ..Options::new().unwrap()
-    }
+    smb::options(dialect, Signing::IfRequired)
 }
 
-fn rdma(server: &Server) -> SocketAddr {
-    ([127, 0, 0, 1], server.rdma_port).into()
-}
-
-const READABLE: Access = Access {
-    remote_read: true,
-    remote_write: false,
-};
-const WRITABLE: Access = Access {
-    remote_read: false,
-    remote_write: true,
-};
 const BOTH: Access = Access {
     remote_read: true,
     remote_write: true,
@@ -174,7 +127,7 @@ fn splits(length: usize) -> Vec<Vec<usize>> {
 }
 
 fn sizes_and_splits(test: &str, global: &str) {
-    let Some(server) = start(test, global) else {
+    let Some(server) = start_with(test, global) else {
         return;
     };
     for (profile, dialect) in [
@@ -199,7 +152,7 @@ fn sizes_and_splits(test: &str, global: &str) {
                 }
                 let what = format!("{} {length} in {}", profile.name, pieces.len());
                 let tree = client.tree;
-                let source = client.memory_in_pieces(&data, &pieces, READABLE);
+                let source = client.memory_in_pieces(&data, &pieces, SOURCE);
                 let (count, _) = client
                     .it
                     .rdma_write(tree, file, 3, length as u32, channel::RDMA_V1, &source)
@@ -208,7 +161,7 @@ fn sizes_and_splits(test: &str, global: &str) {
                 assert!(client.forget(&source).iter().all(|&it| it), "{what}");
                 assert!(fs::read(&path).unwrap()[3..][..length] == data, "{what}");
 
-                let sink = client.memory_in_pieces(&vec![0; length], &pieces, WRITABLE);
+                let sink = client.memory_in_pieces(&vec![0; length], &pieces, TARGET);
                 let (count, response) = client
                     .it
                     .rdma_read(tree, file, 3, length as u32, channel::RDMA_V1, &sink)
@@ -241,7 +194,7 @@ fn all_sizes_and_splits_with_synchronous_file_io() {
 
 #[test]
 fn the_end_of_the_file() {
-    let Some(server) = start("the_end_of_the_file", "") else {
+    let Some(server) = start_with("the_end_of_the_file", "") else {
         return;
     };
     let mut client = Client::new(&server, &Profile::windows(), &options(Dialect::Smb311));
@@ -249,7 +202,7 @@ fn the_end_of_the_file() {
     fs::write(server.share("file"), &data).unwrap();
     let opened = client.it.open(client.tree, "file", OpenMode::Read).unwrap();
     let (tree, file) = (client.tree, opened.id);
-    let sink = client.memory(&vec![0xee; 65_536], WRITABLE);
+    let sink = client.memory(&vec![0xee; 65_536], TARGET);
     let read = |client: &mut Client, offset: u64, minimum: u32| {
         let mut request =
             ReadRequest::rdma(file, offset, 65_536, channel::RDMA_V1, sink.descriptors());
@@ -273,7 +226,7 @@ fn the_end_of_the_file() {
     }
 
     // Without the right to write, the server does not even fetch the data.
-    let source = client.memory(&data[..1000], READABLE);
+    let source = client.memory(&data[..1000], SOURCE);
     let id = client.submit_write(file, 0, &source);
     assert_eq!(client.status_of(id), status::ACCESS_DENIED);
     let connections = server.owned_connections();
@@ -287,7 +240,7 @@ fn the_end_of_the_file() {
 #[test]
 fn the_first_token_is_invalidated_with_the_final_response() {
     let test = "the_first_token_is_invalidated_with_the_final_response";
-    let Some(server) = start(test, "") else {
+    let Some(server) = start_with(test, "") else {
         return;
     };
     let invalidate = channel::RDMA_V1_INVALIDATE;
@@ -297,7 +250,7 @@ fn the_first_token_is_invalidated_with_the_final_response() {
         let data = noise(50_000, 9);
         let pieces = [20_000, 30_000];
 
-        let source = client.memory_in_pieces(&data, &pieces, READABLE);
+        let source = client.memory_in_pieces(&data, &pieces, SOURCE);
         let first = Some(source.descriptors()[0].token);
         let (_, response) = client
             .it
@@ -307,7 +260,7 @@ fn the_first_token_is_invalidated_with_the_final_response() {
         assert_eq!(response.invalidated_by_interim, None);
         assert_eq!(client.forget(&source), [false, true]);
 
-        let sink = client.memory_in_pieces(&vec![0; 50_000], &pieces, WRITABLE);
+        let sink = client.memory_in_pieces(&vec![0; 50_000], &pieces, TARGET);
         let first = Some(sink.descriptors()[0].token);
         let (_, response) = client
             .it
@@ -329,13 +282,17 @@ fn the_first_token_is_invalidated_with_the_final_response() {
                 status::FILE_CLOSED,
             ),
         ] {
-            let sink = client.memory(&[0; 1000], WRITABLE);
+            let sink = client.memory(&[0; 1000], TARGET);
             let descriptors = sink.descriptors();
             let request = ReadRequest::rdma(file, offset, 1000, invalidate, descriptors);
             let id = client.it.submit(request.to_request(tree).unwrap()).unwrap();
             let response = client.it.wait(id).unwrap();
             assert_eq!(response.status(), expected);
-            assert_eq!(response.invalidated, Some(descriptors[0].token), "{expected:x}");
+            assert_eq!(
+                response.invalidated,
+                Some(descriptors[0].token),
+                "{expected:x}"
+            );
             assert_eq!(client.forget(&sink), [false]);
         }
     }
@@ -351,7 +308,7 @@ use Broken::{Read, Write};
 
 #[test]
 fn malformed_channel_information_is_refused() {
-    let Some(server) = start("malformed_channel_information_is_refused", "") else {
+    let Some(server) = start_with("malformed_channel_information_is_refused", "") else {
         return;
     };
     let cases: &[(&str, Broken)] = &[
@@ -434,9 +391,7 @@ fn malformed_channel_information_is_refused() {
         assert_eq!(client.status_of(id), expected);
 
         // Without RDMA there are no channels.
-        let mut tcp = Client::over(
-            Connection::tcp(([127, 0, 0, 1], server.tcp_port).into(), &options(dialect)).unwrap(),
-        );
+        let mut tcp = Client::over(Connection::tcp(tcp(&server), &options(dialect)).unwrap());
         let (tree, file) = (tcp.tree, tcp.create("other"));
         for channel in [channel::RDMA_V1, channel::RDMA_V1_INVALIDATE, 77] {
             let read = ReadRequest::rdma(file, 0, 3000, channel, info);
@@ -452,16 +407,16 @@ fn malformed_channel_information_is_refused() {
 
 #[test]
 fn compounds_use_rdma() {
-    let Some(server) = start("compounds_use_rdma", "") else {
+    let Some(server) = start_with("compounds_use_rdma", "") else {
         return;
     };
     let mut client = Client::new(&server, &Profile::windows(), &options(Dialect::Smb311));
     client.collect_credits(100);
     let tree = client.tree;
     let data = noise(200_000, 21);
-    let source = client.memory(&data, READABLE);
+    let source = client.memory(&data, SOURCE);
     let sinks: Vec<_> = (0..2)
-        .map(|_| client.memory(&vec![0; 100_000], WRITABLE))
+        .map(|_| client.memory(&vec![0; 100_000], TARGET))
         .collect();
     let read = |offset, sink: &Memory, channel| {
         let descriptors = sink.descriptors();
@@ -502,7 +457,7 @@ const LITTLE_MEMORY: &str = "smbdirect:rdma buffers = 1";
 
 #[test]
 fn requests_wait_for_memory_in_their_order() {
-    let Some(server) = start("requests_wait_for_memory_in_their_order", LITTLE_MEMORY) else {
+    let Some(server) = start_with("requests_wait_for_memory_in_their_order", LITTLE_MEMORY) else {
         return;
     };
     let mut client = Client::new(&server, &Profile::windows(), &options(Dialect::Smb311));
@@ -518,7 +473,7 @@ fn requests_wait_for_memory_in_their_order() {
     let mut writes = Vec::new();
     let mut offset = 0;
     for &length in &lengths {
-        let memory = client.memory(&data[offset..][..length], READABLE);
+        let memory = client.memory(&data[offset..][..length], SOURCE);
         writes.push(client.submit_write(file, offset as u64, &memory));
         offset += length;
     }
@@ -544,7 +499,7 @@ fn requests_wait_for_memory_in_their_order() {
     let mut reads = Vec::new();
     let mut offset = 0;
     for &length in &lengths {
-        let sink = client.memory(&vec![0; length], WRITABLE);
+        let sink = client.memory(&vec![0; length], TARGET);
         reads.push((client.submit_read(file, offset as u64, &sink), sink));
         offset += length;
     }
@@ -561,7 +516,7 @@ fn requests_wait_for_memory_in_their_order() {
 
 #[test]
 fn close_waits_for_what_was_asked_before() {
-    let Some(server) = start("close_waits_for_what_was_asked_before", LITTLE_MEMORY) else {
+    let Some(server) = start_with("close_waits_for_what_was_asked_before", LITTLE_MEMORY) else {
         return;
     };
     let mut client = Client::new(&server, &Profile::windows(), &options(Dialect::Smb311));
@@ -572,7 +527,7 @@ fn close_waits_for_what_was_asked_before() {
         .chunks(MIB / 2)
         .enumerate()
         .map(|(i, piece)| {
-            let memory = client.memory(piece, READABLE);
+            let memory = client.memory(piece, SOURCE);
             client.submit_write(file, (i * MIB / 2) as u64, &memory)
         })
         .collect();
@@ -590,7 +545,7 @@ fn close_waits_for_what_was_asked_before() {
 #[test]
 fn sessions_and_shares_go_while_requests_are_in_flight() {
     let test = "sessions_and_shares_go_while_requests_are_in_flight";
-    let Some(server) = start(test, LITTLE_MEMORY) else {
+    let Some(server) = start_with(test, LITTLE_MEMORY) else {
         return;
     };
     for logs_off in [false, true] {
@@ -623,7 +578,7 @@ fn sessions_and_shares_go_while_requests_are_in_flight() {
         client.tree = client.it.tree_connect(r"\\127.0.0.1\share").unwrap();
         let file = client.create("after");
         let all = noise(MIB, 52);
-        let memory = client.memory(&all, READABLE);
+        let memory = client.memory(&all, SOURCE);
         let id = client.submit_write(file, 0, &memory);
         assert_eq!(client.status_of(id), status::SUCCESS);
         assert!(fs::read(server.share("after")).unwrap() == all);
@@ -634,7 +589,7 @@ fn sessions_and_shares_go_while_requests_are_in_flight() {
 #[test]
 fn connections_end_while_requests_are_in_flight() {
     let test = "connections_end_while_requests_are_in_flight";
-    let Some(server) = start(test, LITTLE_MEMORY) else {
+    let Some(server) = start_with(test, LITTLE_MEMORY) else {
         return;
     };
     let options = options(Dialect::Smb311);
@@ -661,11 +616,11 @@ fn connections_end_while_requests_are_in_flight() {
         }
         // They wait behind them.
         let all = noise(MIB, 62 + round);
-        let memory = client.memory(&all, READABLE);
+        let memory = client.memory(&all, SOURCE);
         let id = client.submit_write(file, 0, &memory);
         drop(dying);
         assert_eq!(client.status_of(id), status::SUCCESS);
-        let sink = client.memory(&vec![0; MIB], WRITABLE);
+        let sink = client.memory(&vec![0; MIB], TARGET);
         let id = client.submit_read(file, 0, &sink);
         assert_eq!(client.status_of(id), status::SUCCESS);
         assert!(content(sink.memory()) == all);
@@ -676,7 +631,7 @@ fn connections_end_while_requests_are_in_flight() {
     let file = client.create("file");
     let piece = noise(MIB / 2, 63);
     for i in 0..8 {
-        let memory = client.memory(&piece, READABLE);
+        let memory = client.memory(&piece, SOURCE);
         client.submit_write(file, (i * MIB) as u64, &memory);
     }
     client.it.direct_mut().unwrap().abort();
@@ -686,7 +641,7 @@ fn connections_end_while_requests_are_in_flight() {
 
 #[test]
 fn memory_that_the_client_does_not_have() {
-    let Some(server) = start("memory_that_the_client_does_not_have", "") else {
+    let Some(server) = start_with("memory_that_the_client_does_not_have", "") else {
         return;
     };
     let other = Client::new(&server, &Profile::linux(), &options(Dialect::Smb311));
