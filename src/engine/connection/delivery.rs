@@ -6,7 +6,7 @@ use log::debug;
 
 use super::{Conn, HeldPdu, Owner, Phase, PRIVATE_RECEIVES};
 use crate::engine::clients::Clients;
-use crate::engine::handle::{Handle, HandleId};
+use crate::engine::handle::HandleId;
 use crate::fabric::{Fabric, Status, WrId};
 use crate::mem::{MemSlice, Region};
 use crate::ring::{flags, CqEntry, CqKind};
