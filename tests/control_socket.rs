@@ -263,6 +263,12 @@ fn bad_arguments_get_one_line_and_an_exit_status() {
             vec!["--socket", &good, "--listen", "127.0.0.1:70000"],
             "127.0.0.1:70000",
         ),
+        // Nobody of that user could reach the socket.
+        (
+            2,
+            vec!["--socket", &good, "--allow-uid", "12345"],
+            "--socket-mode 660",
+        ),
     ];
     for (code, arguments, word) in cases {
         let (got, error) = engine_fails(&arguments);

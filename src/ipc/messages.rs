@@ -1,12 +1,14 @@
 #![forbid(unsafe_code)]
 //! What is asked and answered.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::status::StatusPage;
 use crate::ring::{AreaOptions, Descriptor};
+use crate::wire;
 
 /// What a handle or a tool asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -251,7 +253,7 @@ pub struct RangeError {
     /// Its value.
     pub value: u64,
     /// What it may be.
-    pub allowed: &'static str,
+    pub allowed: Cow<'static, str>,
 }
 
 impl std::fmt::Display for RangeError {
@@ -315,59 +317,31 @@ impl Default for Params {
 impl Params {
     /// Checks every value against its range ([MS-SMBD] 3.1.1.1 and the limits of this engine).
     pub fn check(&self) -> Result<(), RangeError> {
-        let in_range = |field, value: u32, min: u32, max: u32, allowed| {
+        let in_range = |field, value: u32, min: u32, max: u32| {
             if (min..=max).contains(&value) {
                 return Ok(());
             }
             Err(RangeError {
                 field,
                 value: value.into(),
-                allowed,
+                allowed: format!("{min}..={max}").into(),
             })
         };
-        let credits = "1..=65535";
-        in_range(
-            "receive_credit_max",
-            self.receive_credit_max,
-            1,
-            65535,
-            credits,
-        )?;
-        in_range("send_credit_max", self.send_credit_max, 1, 65535, credits)?;
-        // [MS-SMBD] 3.1.5.2: a peer ends the connection below 128.
-        let message = "128..=65536";
-        in_range("max_send_size", self.max_send_size, 128, 65536, message)?;
-        in_range(
-            "max_receive_size",
-            self.max_receive_size,
-            128,
-            65536,
-            message,
-        )?;
-        // [MS-SMBD] 3.1.5.2: MaxFragmentedSize is at least 131072.
-        in_range(
-            "max_fragment_size",
-            self.max_fragment_size,
-            131_072,
-            64 << 20,
-            "131072..=67108864",
-        )?;
-        in_range(
-            "max_read_write_size",
-            self.max_read_write_size,
-            65536,
-            1 << 30,
-            "65536..=1073741824",
-        )?;
-        in_range(
-            "keepalive_interval_msec",
-            self.keepalive_interval_msec,
-            1000,
-            86_400_000,
-            "1000..=86400000",
-        )?;
+        in_range("receive_credit_max", self.receive_credit_max, 1, 65535)?;
+        in_range("send_credit_max", self.send_credit_max, 1, 65535)?;
+        // [MS-SMBD] 3.1.5.2: a peer ends the connection below 128, and for fragmented ones below
+        // 131072.
+        let (min, max) = (wire::MIN_MESSAGE_SIZE, wire::MAX_MESSAGE_SIZE);
+        in_range("max_send_size", self.max_send_size, min, max)?;
+        in_range("max_receive_size", self.max_receive_size, min, max)?;
+        let (min, max) = (wire::MIN_FRAGMENTED_SIZE, wire::MAX_FRAGMENTED_SIZE);
+        in_range("max_fragment_size", self.max_fragment_size, min, max)?;
+        let size = self.max_read_write_size;
+        in_range("max_read_write_size", size, 65536, 1 << 30)?;
+        let interval = self.keepalive_interval_msec;
+        in_range("keepalive_interval_msec", interval, 1000, 86_400_000)?;
         let blob = u32::try_from(self.security_blob.len()).unwrap_or(u32::MAX);
-        in_range("security_blob_length", blob, 0, 16384, "0..=16384")?;
+        in_range("security_blob_length", blob, 0, 16384)?;
         let smb2_sizes = [
             ("max_transact_size", self.max_transact_size),
             ("max_read_size", self.max_read_size),
@@ -375,7 +349,7 @@ impl Params {
         ];
         for (field, value) in smb2_sizes {
             // [MS-SMB2] 2.2.4: a client gives up below 65536.
-            in_range(field, value, 65536, 1 << 30, "65536..=1073741824")?;
+            in_range(field, value, 65536, 1 << 30)?;
         }
         let dialects = [
             ("min_dialect", self.min_dialect),
@@ -386,7 +360,7 @@ impl Params {
                 return Err(RangeError {
                     field,
                     value: value.into(),
-                    allowed: "768 (0x0300), 770 (0x0302) or 785 (0x0311)",
+                    allowed: "768 (0x0300), 770 (0x0302) or 785 (0x0311)".into(),
                 });
             }
         }
@@ -394,7 +368,7 @@ impl Params {
             return Err(RangeError {
                 field: "max_dialect",
                 value: self.max_dialect.into(),
-                allowed: "min_dialect or above",
+                allowed: "min_dialect or above".into(),
             });
         }
         Ok(())
@@ -408,14 +382,14 @@ impl SessionSpec {
             return Err(RangeError {
                 field: "flags",
                 value: 0,
-                allowed: "SMBD_SESSION_ID, SMBD_SESSION_CLIENT_GUID or both",
+                allowed: "SMBD_SESSION_ID, SMBD_SESSION_CLIENT_GUID or both".into(),
             });
         }
         if self.session_id == Some(0) {
             return Err(RangeError {
                 field: "session_id",
                 value: 0,
-                allowed: "any other number",
+                allowed: "any other number".into(),
             });
         }
         Ok(())
@@ -429,21 +403,21 @@ impl ConnectSpec {
             return Err(RangeError {
                 field: "mpa_revision",
                 value: self.mpa_revision.into(),
-                allowed: "1 or 2",
+                allowed: "1 or 2".into(),
             });
         }
         if !(1..=3_600_000).contains(&self.timeout_msec) {
             return Err(RangeError {
                 field: "timeout_msec",
                 value: self.timeout_msec.into(),
-                allowed: "1..=3600000",
+                allowed: "1..=3600000".into(),
             });
         }
         if self.address.port() == 0 {
             return Err(RangeError {
                 field: "address port",
                 value: 0,
-                allowed: "1..=65535",
+                allowed: "1..=65535".into(),
             });
         }
         self.params.check()

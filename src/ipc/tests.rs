@@ -192,6 +192,6 @@ fn parameters_are_checked_one_by_one() {
         change(&mut params);
         let error = params.check().unwrap_err();
         assert_eq!(error.field, field);
-        assert!(error.to_string().contains(error.allowed));
+        assert!(error.to_string().contains(&*error.allowed));
     }
 }

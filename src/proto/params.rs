@@ -3,7 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::wire::{MIN_FRAGMENTED_SIZE, MIN_MESSAGE_SIZE, NEGOTIATE_RECEIVE_SIZE};
+use crate::wire::{
+    MAX_FRAGMENTED_SIZE, MAX_MESSAGE_SIZE, MIN_FRAGMENTED_SIZE, MIN_MESSAGE_SIZE,
+    NEGOTIATE_RECEIVE_SIZE,
+};
 
 /// Parameters of a connection, fixed for its lifetime.
 ///
@@ -14,9 +17,9 @@ pub struct Params {
     pub receive_credit_max: u16,
     /// SendCreditTarget: credits asked of the peer in every message. 1 or more.
     pub send_credit_target: u16,
-    /// MaxSendSize: longest message sent, bytes with header, 128 to 1 MiB.
+    /// MaxSendSize: longest message sent, bytes with header, 128 to 64 KiB.
     pub max_send_size: u32,
-    /// MaxReceiveSize: longest message received, bytes with header, 128 to 1 MiB.
+    /// MaxReceiveSize: longest message received, bytes with header, 128 to 64 KiB.
     pub max_receive_size: u32,
     /// MaxFragmentedRecvSize: longest upper-layer message received, bytes, 128 KiB to 64 MiB.
     pub max_fragmented_size: u32,
@@ -177,10 +180,6 @@ impl fmt::Display for ParamError {
 
 impl std::error::Error for ParamError {}
 
-/// Ours: a receive buffer per credit makes larger messages pointless.
-const MAX_MESSAGE_SIZE: u32 = 1 << 20;
-/// Ours: eight times the largest SMB2 message of any known peer.
-const MAX_FRAGMENTED_SIZE: u32 = 64 << 20;
 /// Ours: the Linux client refuses a server below its page size.
 const MIN_READ_WRITE_SIZE: u32 = 4096;
 const MIN_TIME_MSEC: u64 = 10;
@@ -214,7 +213,7 @@ mod tests {
                 ..p()
             },
             Params {
-                max_send_size: (1 << 20) + 1,
+                max_send_size: 65537,
                 ..p()
             },
             Params {
@@ -269,7 +268,7 @@ mod tests {
         .map_err(|e| e.to_string());
         assert_eq!(
             error,
-            Err("max_send_size 127 is out of range, use 128 to 1048576".into())
+            Err("max_send_size 127 is out of range, use 128 to 65536".into())
         );
     }
 

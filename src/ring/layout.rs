@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::spsc::RingPlace;
+use crate::wire::{MAX_MESSAGE_SIZE, MIN_MESSAGE_SIZE};
 
 /// What a handle asks for when it opens. All values are already defaulted, none is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,7 +285,7 @@ fn check(options: &AreaOptions) -> Result<(), LayoutError> {
     if !(16..=65536).contains(&receive_slots) {
         return refuse("receive_slots", receive_slots, "16..=65536");
     }
-    if !(128..=65536).contains(&receive_slot_size) {
+    if !(MIN_MESSAGE_SIZE..=MAX_MESSAGE_SIZE).contains(&receive_slot_size) {
         return refuse("receive_slot_size", receive_slot_size, "128..=65536");
     }
     if !(64 << 10..=1 << 30).contains(&send_area_size) {

@@ -29,8 +29,15 @@ pub const VERSION: u16 = 0x0100;
 /// Smallest legal MaxReceiveSize and MaxSendSize, bytes.
 pub const MIN_MESSAGE_SIZE: u32 = 128;
 
+/// Our limit for MaxReceiveSize and MaxSendSize, bytes: with a receive buffer for each credit,
+/// larger messages only cost memory.
+pub const MAX_MESSAGE_SIZE: u32 = 65_536;
+
 /// Smallest legal MaxFragmentedSize, bytes.
 pub const MIN_FRAGMENTED_SIZE: u32 = 131_072;
+
+/// Our limit for MaxFragmentedSize, bytes: eight times the largest SMB2 message of any known peer.
+pub const MAX_FRAGMENTED_SIZE: u32 = 64 << 20;
 
 /// The negotiation receive has to take this many bytes: a Negotiate Request may be padded to it
 /// (`[MS-SMBD] 3.1.7.2`).

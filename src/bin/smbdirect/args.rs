@@ -25,11 +25,11 @@ pub(crate) struct SmbdArgs {
     /// Send credits asked of the peer: SendCreditTarget, 1 to 65535
     #[arg(long, value_name = "COUNT", default_value_t = 255)]
     pub(crate) send_credits: u16,
-    /// Longest SMB Direct message sent, bytes with its header: MaxSendSize, 128 to 1M [default:
+    /// Longest SMB Direct message sent, bytes with its header: MaxSendSize, 128 to 64K [default:
     /// 8136 or, for ping and bench as the active side, 1364]
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
     pub(crate) max_send_size: Option<u32>,
-    /// Longest SMB Direct message received, bytes with its header: MaxReceiveSize, 128 to 1M
+    /// Longest SMB Direct message received, bytes with its header: MaxReceiveSize, 128 to 64K
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32, default_value = "8192")]
     pub(crate) max_receive_size: u32,
     /// Seconds without a message from the peer after which it is asked for one

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     pub(crate) listen: Vec<String>,
     /// User id that may open handles, may be given several times; root and the engine's own user
-    /// always may. Give --socket-mode with it
+    /// always may. It needs a --socket-mode that lets this user reach the socket
     #[arg(long, value_name = "UID")]
     pub(crate) allow_uid: Vec<u32>,
     /// File mode of the control socket, octal
@@ -54,8 +54,9 @@ pub(crate) struct Args {
     /// Seconds an offered connection waits for an smbd to take it
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = parse_seconds)]
     pub(crate) offer_timeout: Duration,
-    /// Microseconds to keep looking at busy rings before sleeping; 0 sleeps at once
-    #[arg(long, value_name = "USEC", default_value_t = 20)]
+    /// Microseconds to keep looking at busy rings before sleeping; 0 looks once more and sleeps.
+    /// Worth trying where processors are plenty
+    #[arg(long, value_name = "USEC", default_value_t = 0)]
     pub(crate) busy_poll: u32,
     /// CRC32C in every frame on the addresses of --listen
     #[arg(long)]
@@ -69,6 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(limit) = smbdirect::sys::raise_file_limit() {
         log::debug!("limit of open files: {limit}");
     }
+    check_reach(&args.allow_uid, args.socket_mode)?;
     let options = ListenOptions { crc: args.crc };
     let listen = args
         .listen
@@ -94,6 +96,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     say("ready");
     engine.run(Some(stop.into())).map_err(failed)
+}
+
+/// To connect to a socket takes the right to write: a user who is let in has to be able to reach it.
+fn check_reach(allow_uid: &[u32], mode: u32) -> Result<(), Failure> {
+    let own = rustix::process::geteuid().as_raw();
+    let stranger = allow_uid.iter().find(|&&uid| uid != 0 && uid != own);
+    match stranger {
+        Some(uid) if mode & 0o022 == 0 => Err(Failure::Usage(format!(
+            "--allow-uid {uid} has no effect with --socket-mode {mode:03o}, which lets only user \
+             {own} connect: add --socket-mode 660 and put the socket into a directory whose group \
+             it inherits (chmod g+s), or --socket-mode 666"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Reads a file mode.
