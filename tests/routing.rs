@@ -330,7 +330,7 @@ fn a_connection_changes_hands() {
     let token = old.export(passive).unwrap();
     assert_eq!(old.export(passive).unwrap(), token);
     // Sent while nobody may have it: it is the new owner's.
-    let late: Vec<u8> = (0..50_000u32).map(|i| (i % 253) as u8).collect();
+    let late: Vec<u8> = (0..5_000u32).map(|i| (i % 253) as u8).collect();
     send(client, active, 5, &late);
     assert_eq!(wait_for(client, EventKind::PduSent).0.cookie, 5);
     assert_eq!(errno(old.accept(token)), libc::EALREADY);
@@ -375,6 +375,70 @@ fn sending_ends_an_export() {
     let token = old.export(passive).unwrap();
     old.set_receive(passive, true).unwrap();
     assert_eq!(errno(new.accept(token)), libc::ENOENT);
+}
+
+/// During an export the peer gets no more credits: it has to wait, nothing is lost, and the engine
+/// holds no more than those credits carry.
+#[test]
+fn a_peer_that_sends_on_during_an_export_waits() {
+    let params = Params {
+        receive_credit_max: 20,
+        max_fragment_size: 131_072,
+        ..Params::default()
+    };
+    let mut server = Server::start(|_| (), &params);
+    let mut handles: Vec<_> = (0..3).map(|_| server.engine.open(false)).collect();
+    let [client, old, new] = &mut handles[..] else {
+        unreachable!()
+    };
+    let (active, mut passive) = server.connected(client, old);
+    let pdu = |round: u8, number: u8| vec![round ^ number; 100_000];
+    for (round, is_moved) in [(0, true), (8, false), (16, true)] {
+        let token = old.export(passive).unwrap();
+        for number in 0..8 {
+            send(client, active, number.into(), &pdu(round, number));
+        }
+        let status = until_status(&server.engine.socket, "out of credits", |status| {
+            let mut passive = status.connections.iter().filter(|it| !it.active);
+            passive.all(|it| it.receive_credits == 0 && it.state == "exported")
+        });
+        let sent = status.connections.iter().find(|it| it.active).unwrap();
+        assert!(sent.bytes_sent <= 800_000 * u64::from(round / 8) + 226 + 21 * 8192);
+        if is_moved {
+            passive = new.accept(token).unwrap();
+            assert_eq!(until_end(old).1, -libc::EREMCHG);
+            std::mem::swap(old, new);
+        } else {
+            old.set_receive(passive, true).unwrap();
+        }
+        for number in 0..8 {
+            assert!(wait_for(old, EventKind::PduReceived).1 == pdu(round, number));
+        }
+    }
+}
+
+/// Receives that were posted in the old owner's area go back to it.
+#[test]
+fn moving_to_and_fro_costs_no_receive_slots() {
+    let mut server = Server::plain();
+    let area = AreaOptions {
+        receive_slots: 64,
+        ..AreaOptions::default()
+    };
+    let (mut old, mut new) = (server.open_with(area), server.open_with(area));
+    let mut client = server.engine.open(false);
+    let (active, mut passive) = server.connected(&mut client, &mut old);
+    for round in 0..40 {
+        let token = old.export(passive).unwrap();
+        passive = new.accept(token).unwrap();
+        std::mem::swap(&mut old, &mut new);
+        for cookie in 0..20 {
+            let pdu = format!("\u{fe}SMB {round} {cookie}").into_bytes();
+            send(&mut client, active, cookie, &pdu);
+            assert_eq!(wait_for(&mut old, EventKind::PduReceived).1, pdu);
+        }
+        wait_for(&mut new, EventKind::Disconnected);
+    }
 }
 
 #[test]

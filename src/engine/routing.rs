@@ -624,7 +624,7 @@ impl Engine {
     }
 
     /// An exported connection stays where it is.
-    pub(super) fn cancel_export(&mut self, _now: Instant, key: usize) {
+    pub(super) fn cancel_export(&mut self, now: Instant, key: usize) {
         match self.conns.get(key) {
             Some(conn) if conn.phase == Phase::Exported && conn.owner.is_some() => {}
             _ => return,
@@ -634,6 +634,7 @@ impl Engine {
         conn.phase = Phase::Attached;
         conn.deadline = None;
         conn.deliver_held(key, &mut self.clients);
+        conn.machine.handle_receives_available(now);
         self.touch(key);
     }
 

@@ -73,6 +73,9 @@ impl Conn {
         clients: &mut Clients,
         count: u16,
     ) {
+        if self.holds_back() {
+            return self.machine.handle_posted(0);
+        }
         let mut posted = 0;
         let owner = self
             .owner
@@ -113,6 +116,16 @@ impl Conn {
         self.machine.handle_posted(posted);
     }
 
+    /// Whether the peer has to wait for further credits: its PDUs are held for an owner and would
+    /// grow without end. What it has credits for still comes.
+    fn holds_back(&self) -> bool {
+        match self.phase {
+            Phase::Exported => true,
+            Phase::Attached => !self.held.is_empty(),
+            _ => false,
+        }
+    }
+
     /// A piece of a PDU came.
     pub(super) fn deliver(
         &mut self,
@@ -128,12 +141,12 @@ impl Conn {
             .delivers_to()
             .filter(|_| self.assembly.is_empty() && self.held.is_empty())
         {
-            if let Some(handle) = clients.handle(owner.handle) {
-                if let Some(slot) = self.owner_slot(handle, owner, buffer, piece) {
-                    self.half_delivered = !piece.last;
+            if let Some(slot) = self.owner_slot(clients, owner, buffer, piece) {
+                self.half_delivered = !piece.last;
+                if let Some(handle) = clients.handle(owner.handle) {
                     handle.push(&piece.entry(owner.id, slot));
-                    return;
                 }
+                return;
             }
         }
         self.hold(clients, buffer, piece, now);
@@ -142,9 +155,9 @@ impl Conn {
     /// The slot of the owner's area that holds the piece; copied there when it lies elsewhere (a
     /// receive that was posted before the connection had this owner). On success the receive is
     /// used up.
-    pub(super) fn owner_slot(
+    fn owner_slot(
         &mut self,
-        handle: &mut Handle,
+        clients: &mut Clients,
         owner: Owner,
         buffer: u32,
         piece: &Piece,
@@ -155,6 +168,7 @@ impl Conn {
             self.recvs.remove(buffer as usize);
             return Some(slot);
         }
+        let handle = clients.handle(owner.handle)?;
         let (slot, memory) = handle.take_slot()?;
         let copied = recv
             .memory
@@ -168,10 +182,7 @@ impl Conn {
             handle.release_slot(slot);
             return None;
         }
-        if recv.home == Home::Private {
-            self.private.free.push(recv.slot);
-        }
-        self.recvs.remove(buffer as usize);
+        self.recycle(clients, buffer);
         Some(slot)
     }
 
@@ -180,13 +191,14 @@ impl Conn {
         if self.phase == Phase::Closing {
             return self.recycle(clients, buffer);
         }
-        let limit = if self.owner.is_some() {
-            self.machine
-                .negotiated()
-                .map_or(0, |n| n.max_fragmented_receive_size as usize)
-        } else {
-            0
-        };
+        // What the peer had credits for, and the rest of a PDU that began before.
+        let limit = self.machine.negotiated().map_or(0, |n| {
+            let message = n.max_receive_size as usize;
+            let credited = usize::from(self.receive_credit_max) * message;
+            n.max_fragmented_receive_size as usize + credited
+        });
+        let has_or_had_owner = self.owner.is_some() || self.phase == Phase::Exported;
+        let limit = if has_or_had_owner { limit } else { 0 };
         let limit = limit.max(HELD_MAX);
         let held: usize = self.held.iter().map(|pdu| pdu.bytes.len()).sum();
         let source = self

@@ -298,12 +298,18 @@ impl Conn {
                 }
             }
             // Sends make room in the machine's queue for work that waits.
-            if !sent || self.work.is_empty() {
+            if sent && !self.work.is_empty() {
+                continue;
+            }
+            if self.held.is_empty() {
                 break;
             }
-        }
-        if !self.held.is_empty() {
             self.deliver_held(key, clients);
+            if !self.held.is_empty() {
+                break;
+            }
+            // Receives were held back as long as there were PDUs to deliver first.
+            self.machine.handle_receives_available(now);
         }
         !self.held.is_empty() && matches!(self.phase, Phase::Routing | Phase::AwaitingSession)
     }
