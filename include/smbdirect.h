@@ -73,6 +73,11 @@
 
 /**
  * A PDU given to smbd_send_pdus has left: status 0, or a negative errno.
+ * With software iWARP "left" means that TCP has taken its last byte, not that
+ * the peer's TCP has acknowledged it: when the connection ends with another
+ * status than 0, PDUs that were told as sent may not have reached the peer.
+ * What must not be lost needs an answer of the peer, or a second connection
+ * after SMBD_EVENT_DISCONNECTED.
  */
 #define SMBD_EVENT_PDU_SENT 2
 

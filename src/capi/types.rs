@@ -165,6 +165,11 @@ pub struct smbd_meminfo {
 /// and the event stays for the next call.
 pub const SMBD_EVENT_PDU_RECEIVED: u32 = 1;
 /// A PDU given to smbd_send_pdus has left: status 0, or a negative errno.
+/// With software iWARP "left" means that TCP has taken its last byte, not that
+/// the peer's TCP has acknowledged it: when the connection ends with another
+/// status than 0, PDUs that were told as sent may not have reached the peer.
+/// What must not be lost needs an answer of the peer, or a second connection
+/// after SMBD_EVENT_DISCONNECTED.
 pub const SMBD_EVENT_PDU_SENT: u32 = 2;
 /// An RDMA READ of smbd_rdma_read_write ended; its data is in the area.
 pub const SMBD_EVENT_RDMA_READ_COMPLETE: u32 = 3;

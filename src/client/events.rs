@@ -273,7 +273,9 @@ impl Handle {
         if self.is_lost {
             return;
         }
-        log::error!("lost the engine: {why}");
+        // Every process of a server has its handle, and each is told by an event. It is the parent
+        // that tells the administrator.
+        log::info!("lost the engine: {why}");
         // What it published before its end still counts.
         while let Ok(Some(entry)) = self.link.ring.pop_cq() {
             if self.on_completion(&entry).is_err() {
