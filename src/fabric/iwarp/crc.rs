@@ -1,5 +1,7 @@
 //! CRC-32C over frames (RFC 5044 section 4.4), also where their payload lies in shared memory.
 
+use crc_fast::{CrcAlgorithm, Digest};
+
 use crate::mem::{MemError, MemSlice};
 
 /// Room for copies of shared memory. Fits the L1 cache beside what else is in use.
@@ -12,7 +14,11 @@ pub(super) fn chunk() -> Chunk {
 
 /// Goes on with `crc` over plain bytes.
 pub(super) fn append(crc: u32, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc, bytes)
+    // The register starts with all bits set and is inverted at the end, so the register behind
+    // some bytes is the inverted CRC of them.
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!crc));
+    digest.update(bytes);
+    !(digest.get_state() as u32)
 }
 
 /// Goes on with `crc` over memory that others may change: no reference into it is made, it is
@@ -43,6 +49,31 @@ pub(super) fn to_wire(crc: u32) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC 5044 section 4.4 by its polynomial, a bit at a time.
+    fn by_bits(crc: u32, bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!crc, |mut register, byte| {
+            register ^= u32::from(*byte);
+            for _ in 0..8 {
+                let low = register & 1;
+                register = (register >> 1) ^ (low * 0x82F6_3B78);
+            }
+            register
+        })
+    }
+
+    #[test]
+    fn every_length_and_split() {
+        let bytes: Vec<u8> = (0..1200u32).map(|i| ((i * i) >> 5) as u8).collect();
+        for len in 0..bytes.len() {
+            let whole = by_bits(0, &bytes[..len]);
+            assert_eq!(append(0, &bytes[..len]), whole, "{len} bytes");
+            let (front, back) = bytes[..len].split_at(len * 3 / 7);
+            assert_eq!(append(append(0, front), back), whole, "{len} bytes, split");
+        }
+        let long: Vec<u8> = bytes.repeat(80);
+        assert_eq!(append(7, &long[1..]), by_bits(7, &long[1..]));
+    }
 
     #[test]
     fn known_value() {

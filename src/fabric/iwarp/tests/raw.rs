@@ -129,7 +129,11 @@ pub(super) fn frame(ulpdu: &[u8], crc: bool) -> Vec<u8> {
     while bytes.len() % 4 != 0 {
         bytes.push(0);
     }
-    let sum = if crc { crc32c::crc32c(&bytes) } else { 0 };
+    let sum = if crc {
+        crate::fabric::iwarp::crc::append(0, &bytes)
+    } else {
+        0
+    };
     bytes.extend_from_slice(&sum.to_le_bytes());
     bytes
 }
