@@ -7,7 +7,9 @@
 //!   control socket ── requests of handles and tools           control.rs
 //!   rings of handles ─ sends, RDMA operations, returned slots  submit.rs
 //!   fabrics ───────── connections, completions                 connection.rs
+//!   new connections ── from the request to the first PDU       arrival.rs
 //!   first PDUs ────── which handle gets a connection            routing.rs
+//!   tokens ────────── from one handle to another, and the end   handover.rs
 //!   host addresses ── where clients find SMB Direct              interfaces.rs
 //! ```
 //!
@@ -19,11 +21,14 @@
 //! Everything that comes from a handle or from the network is hostile until checked. A handle that
 //! lies loses itself, a peer that breaks a protocol loses its connection, and nobody else notices.
 
+mod arrival;
 mod clients;
 mod connection;
 mod control;
 mod handle;
+mod handover;
 mod interfaces;
+mod records;
 mod routing;
 mod status;
 mod submit;
