@@ -683,12 +683,14 @@ struct smbd_interface {
    */
   uint32_t fabric;
   /**
-   * Bits per second; 0: unknown.
+   * Bits per second, of the lower devices if it is a VLAN, a bond or a
+   * bridge; 0: unknown, as for loopback.
    */
   uint64_t link_speed;
   /**
    * The address, port 0; or the port listened on with
-   * SMBD_INTERFACE_RDMA.
+   * SMBD_INTERFACE_RDMA. Clients that find the address by
+   * FSCTL_QUERY_NETWORK_INTERFACE_INFO of SMB2 try 5445 and 445 only.
    */
   struct sockaddr_storage address;
   /**
@@ -1107,6 +1109,8 @@ int smbd_get_statistics(struct smbd_handle *handle,
 
 /**
  * The addresses of this host, and on which of them the engine takes SMB Direct connections now.
+ * Loopback addresses and those of interfaces that are down are among them. What the kernel knows
+ * of an address is at most a second old.
  *
  * Parameters: handle; interfaces: array, size set in each entry; count: its entries; out_total:
  * gets how many there are, may be NULL.
@@ -1374,6 +1378,8 @@ int smbd_get_statistics(struct smbd_handle *handle,
 
 /**
  * The addresses of this host, and on which of them the engine takes SMB Direct connections now.
+ * Loopback addresses and those of interfaces that are down are among them. What the kernel knows
+ * of an address is at most a second old.
  *
  * Parameters: handle; interfaces: array, size set in each entry; count: its entries; out_total:
  * gets how many there are, may be NULL.

@@ -40,6 +40,7 @@ fn links_lead_somewhere() {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/architecture.md",
+        "docs/discovery.md",
         "docs/smbtorture.md",
         "docs/spec-map.md",
         "docs/threat-model.md",

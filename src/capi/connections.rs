@@ -212,6 +212,8 @@ pub unsafe extern "C" fn smbd_get_statistics(
 }
 
 /// The addresses of this host, and on which of them the engine takes SMB Direct connections now.
+/// Loopback addresses and those of interfaces that are down are among them. What the kernel knows
+/// of an address is at most a second old.
 ///
 /// Parameters: handle; interfaces: array, size set in each entry; count: its entries; out_total:
 /// gets how many there are, may be NULL.

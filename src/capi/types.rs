@@ -479,10 +479,12 @@ pub struct smbd_interface {
     pub capability: u32,
     /// SMBD_FABRIC_* that takes connections on it; 0: none.
     pub fabric: u32,
-    /// Bits per second; 0: unknown.
+    /// Bits per second, of the lower devices if it is a VLAN, a bond or a
+    /// bridge; 0: unknown, as for loopback.
     pub link_speed: u64,
     /// The address, port 0; or the port listened on with
-    /// SMBD_INTERFACE_RDMA.
+    /// SMBD_INTERFACE_RDMA. Clients that find the address by
+    /// FSCTL_QUERY_NETWORK_INTERFACE_INFO of SMB2 try 5445 and 445 only.
     pub address: sockaddr_storage,
     /// Name of the interface, ended by NUL.
     pub name: [c_char; 16],
