@@ -167,7 +167,8 @@ pub(crate) fn free_port() -> u16 {
 
 /// What a [`Server`] starts with.
 pub(crate) struct Options<'a> {
-    /// Lines for `[global]`; `@DIR@` stands for the private folder.
+    /// Lines for `[global]`; `@DIR@` stands for the private folder, `@RDMA@` for the port of SMB
+    /// Direct.
     pub(crate) global: &'a str,
     /// Instead of the library under test.
     pub(crate) library: Option<&'a str>,
@@ -295,7 +296,10 @@ impl Server {
              ",
             self.tcp_port,
             self.rdma_port,
-            options.global.replace("@DIR@", &dir.to_string()),
+            options
+                .global
+                .replace("@DIR@", &dir.to_string())
+                .replace("@RDMA@", &self.rdma_port.to_string()),
         );
         if !rustix::process::geteuid().is_root() {
             let _ = writeln!(text, "force user = {}", user());

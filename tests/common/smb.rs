@@ -13,7 +13,7 @@ use smbdirect::smb::{
 use crate::samba::{samba, user, Server};
 
 /// The password of the one user.
-const PASSWORD: &str = "a password";
+pub(crate) const PASSWORD: &str = "a password";
 
 /// Bytes without a pattern, the same for the same seed.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
