@@ -6,7 +6,7 @@
 //!     listener, closing       sockets before and after a connection's life
 //!     qp                      one connection
 //!       setup   <- mpa        Request, Reply, depths, ready to receive
-//!       receive <- ddp, crc   the parser; payload to its place
+//!       receive <- ddp, crc   the parser; payload to its place (receive/segment: its meaning)
 //!       transmit <- stage     the queue; frames to the socket
 //!     stag                    what a peer may reach
 //! ```
