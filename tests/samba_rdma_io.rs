@@ -12,7 +12,8 @@ mod smb;
 
 use std::fs;
 
-use samba::Server;
+use rustix::process::Signal;
+use samba::{send_signal, Server};
 use smb::{credentials, noise, open_share, rdma, start_with, tcp, SOURCE, TARGET};
 use smbdirect::fabric::Access;
 use smbdirect::mem::MemSlice;
@@ -635,6 +636,124 @@ fn connections_end_while_requests_are_in_flight() {
         client.submit_write(file, (i * MIB) as u64, &memory);
     }
     client.it.direct_mut().unwrap().abort();
+    drop(client);
+    server.wait_for_baseline();
+}
+
+#[test]
+fn interim_responses_invalidate_nothing() {
+    let test = "interim_responses_invalidate_nothing";
+    let Some(server) = start_with(test, LITTLE_MEMORY) else {
+        return;
+    };
+    let options = options(Dialect::Smb311);
+    let mut client = Client::new(&server, &Profile::windows(), &options);
+    let file = client.create("file");
+    let mut other = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+    other.bind(&client.session, &credentials()).unwrap();
+    let mut other = Client {
+        it: other,
+        session: client.session.clone(),
+        tree: client.tree,
+    };
+    other.collect_credits(100);
+    let all = noise(MIB, 71);
+    let memory = other.memory(&all, SOURCE);
+    let blocking = other.submit_write(file, 0, &memory);
+
+    // It waits for its memory longer than smbd lets a client wait without a word.
+    let memory = client.memory(&all[..1000], SOURCE);
+    let descriptors = memory.descriptors();
+    let request = WriteRequest::rdma(
+        file,
+        MIB as u64,
+        1000,
+        channel::RDMA_V1_INVALIDATE,
+        descriptors,
+    );
+    let request = request.to_request(client.tree).unwrap();
+    let id = client.it.submit(request).unwrap();
+    client.it.wait_for_interim(id).unwrap();
+    assert_eq!(other.status_of(blocking), status::SUCCESS);
+    let response = client.it.wait(id).unwrap().success().unwrap();
+    assert!(response.was_pending);
+    assert_eq!(response.invalidated_by_interim, None);
+    assert_eq!(response.invalidated, Some(descriptors[0].token));
+    drop((client, other));
+    server.wait_for_baseline();
+}
+
+/// Submits writes of half a MiB that stay in flight or wait for memory.
+fn submit_many(client: &mut Client, file: FileId) {
+    client.collect_credits(300);
+    let piece = noise(MIB / 2, 81);
+    for i in 0..8 {
+        let memory = client.memory(&piece, SOURCE);
+        client.submit_write(file, (i * MIB) as u64, &memory);
+    }
+}
+
+#[test]
+fn smbd_ends_while_requests_are_in_flight() {
+    let test = "smbd_ends_while_requests_are_in_flight";
+    let Some(server) = start_with(test, LITTLE_MEMORY) else {
+        return;
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut client = Client::new(&server, &Profile::windows(), &options(Dialect::Smb311));
+        let file = client.create("file");
+        submit_many(&mut client, file);
+        // This has an answer, so all of the above have arrived.
+        let owner = server.owned_connections()[0]["owner_pid"].as_u64().unwrap();
+        send_signal(owner as u32, signal);
+        server.wait_until("the end of the process", || server.clients_served() == 0);
+        drop(client);
+        server.wait_for_baseline();
+    }
+    let log = server.read("smbd.log");
+    assert!(!log.contains("PANIC"), "{log}");
+}
+
+#[test]
+fn the_engine_ends_while_requests_are_in_flight() {
+    let test = "the_engine_ends_while_requests_are_in_flight";
+    let Some(mut server) = start_with(test, LITTLE_MEMORY) else {
+        return;
+    };
+    let options = options(Dialect::Smb311);
+    let mut client = Client::over(Connection::tcp(tcp(&server), &options).unwrap());
+    let file = client.create("file");
+    for _ in 0..2 {
+        let mut dying = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        dying.bind(&client.session, &credentials()).unwrap();
+        let mut dying = Client {
+            it: dying,
+            session: client.session.clone(),
+            tree: client.tree,
+        };
+        submit_many(&mut dying, file);
+        let engine = server.engine.take().unwrap();
+        engine.kill(Signal::KILL);
+        drop(engine);
+        // The other channel goes on as if nothing had happened.
+        client.it.write(client.tree, file, 0, b"here").unwrap();
+        drop(dying);
+        server.start_engine();
+        server.wait_for_smb_direct();
+        // smbd comes back to the engine within seconds, and all of its memory is free.
+        let mut next = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        next.bind(&client.session, &credentials()).unwrap();
+        let mut next = Client {
+            it: next,
+            session: client.session.clone(),
+            tree: client.tree,
+        };
+        let all = noise(MIB, 91);
+        let memory = next.memory(&all, SOURCE);
+        let id = next.submit_write(file, 0, &memory);
+        assert_eq!(next.status_of(id), status::SUCCESS);
+        assert!(client.it.read(client.tree, file, 0, MIB as u32).unwrap() == all);
+    }
     drop(client);
     server.wait_for_baseline();
 }
