@@ -339,3 +339,29 @@ fn channels_that_negotiate_at_the_same_moment() {
         }
     }
 }
+
+/// As Windows does: come by TCP, ask for interfaces, add a channel where RDMA is.
+#[test]
+fn a_tcp_client_finds_rdma_by_itself() {
+    let Some(server) = start("a_tcp_client_finds_rdma_by_itself") else {
+        return;
+    };
+    for dialect in Dialect::ALL {
+        let options = options(dialect, Signing::IfRequired);
+        let (mut first, session, tree) =
+            open_share(Connection::tcp(tcp(&server), &options).unwrap());
+        assert!(first.negotiated().multi_channel);
+        let interfaces = first.interfaces(tree).unwrap();
+        let found = interfaces.iter().find(|it| it.is_rdma_capable);
+        let found = found.unwrap_or_else(|| panic!("no RDMA in {interfaces:?}"));
+        assert!(found.index != 0 && found.link_speed > 0, "{found:?}");
+        // The port is not told: 5445 anywhere but in tests.
+        let address = (found.address, server.rdma_port).into();
+        let mut second = Connection::direct(address, &Profile::windows(), &options).unwrap();
+        second.bind(&session, &credentials()).unwrap();
+        let file = first.open(tree, "found", OpenMode::Overwrite).unwrap().id;
+        assert_eq!(second.write(tree, file, 0, b"by RDMA").unwrap(), 7);
+        assert_eq!(first.read(tree, file, 0, 100).unwrap(), b"by RDMA");
+    }
+    server.wait_for_baseline();
+}
