@@ -418,7 +418,7 @@ impl Connection {
     fn handle(&mut self, mut response: Response) -> Result<(), SmbError> {
         let header = &response.header;
         let id = MessageId(header.message_id);
-        self.credits += u32::from(header.credit_request);
+        self.credits = self.credits.saturating_add(header.credit_request.into());
         if id.0 == u64::MAX {
             // An oplock break; none is ever asked for.
             return Ok(());
