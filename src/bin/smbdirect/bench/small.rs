@@ -197,7 +197,7 @@ fn round_trips(args: &Args, mut one: impl FnMut() -> Result<(), Failure>) -> Res
 
 fn echo_smbd(session: &mut Session, id: ConnectionId, payload: &[u8]) -> Result<(), Failure> {
     send(session, id, payload)?;
-    answer(session)
+    answer(session, patience())
 }
 
 fn send(session: &mut Session, id: ConnectionId, payload: &[u8]) -> Result<(), Failure> {
@@ -207,9 +207,9 @@ fn send(session: &mut Session, id: ConnectionId, payload: &[u8]) -> Result<(), F
         .map_err(Failure::of("sending"))
 }
 
-fn answer(session: &mut Session) -> Result<(), Failure> {
+fn answer(session: &mut Session, deadline: Instant) -> Result<(), Failure> {
     loop {
-        match session.next(Some(patience()))? {
+        match session.next(Some(deadline))? {
             Some(PeerEvent::Pdu { pdu, .. }) => {
                 session.endpoint.recycle(pdu);
                 return Ok(());
@@ -232,16 +232,19 @@ fn rate_smbd(
     for _ in 0..window {
         send(session, id, payload)?;
     }
-    let start = Instant::now();
+    let (start, deadline) = (Instant::now(), patience());
     let mut count = 0_u64;
+    // A look at the clock once a window, as on TCP's side.
     while start.elapsed() < RATE_TIME {
-        answer(session)?;
-        send(session, id, payload)?;
-        count += 1;
+        for _ in 0..window {
+            answer(session, deadline)?;
+            send(session, id, payload)?;
+        }
+        count += u64::from(window);
     }
     let time = start.elapsed();
     for _ in 0..window {
-        answer(session)?;
+        answer(session, deadline)?;
     }
     Ok(count as f64 / time.as_secs_f64())
 }
