@@ -9,6 +9,7 @@ use super::keepalive::{Expiry, Keepalive};
 use super::params::Params;
 use super::reassembly::Reassembly;
 use super::send_queue::SendQueue;
+use super::spare::Spare;
 use crate::wire::{DataTransfer, NegotiateRequest, MIN_MESSAGE_SIZE};
 
 /// Which side opened the connection.
@@ -41,6 +42,7 @@ pub struct Connection<B, M> {
     pub(super) credits: Credits,
     /// SendCredits.
     pub(super) send_credits: u32,
+    pub(super) spare: Spare,
     pub(super) queue: SendQueue<M>,
     /// The front message of the queue has been sent in part: no empty message may go now.
     pub(super) is_mid_message: bool,
@@ -160,6 +162,7 @@ impl<B, M: Clone> Connection<B, M> {
             is_news: false,
             credits: Credits::new(params.receive_credit_max),
             send_credits: 0,
+            spare: Spare::new(),
             queue: SendQueue::new(),
             is_mid_message: false,
             send_immediate: false,
@@ -268,6 +271,9 @@ impl<B, M: Clone> Connection<B, M> {
         self.send_credits = self
             .send_credits
             .saturating_add(header.credits_granted.into());
+        if header.credits_granted > 0 {
+            self.spare.on_granted(self.send_credits);
+        }
         self.stats.credits_received += u64::from(header.credits_granted);
         if header.is_response_requested() {
             // Not the flag back: 3.1.5.8 sets KeepaliveRequested here, which would make every
@@ -420,10 +426,13 @@ impl<B, M: Clone> Connection<B, M> {
         if self.ended.is_some() {
             return None;
         }
-        [self.deadline, self.keepalive.deadline(), self.pace.at]
-            .into_iter()
-            .flatten()
-            .min()
+        let timers = [
+            self.deadline,
+            self.keepalive.deadline(),
+            self.pace.at,
+            self.spare.deadline(),
+        ];
+        timers.into_iter().flatten().min()
     }
 
     /// Takes back a message that has not been sent to its end, oldest first. Meant for after

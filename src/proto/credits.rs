@@ -175,6 +175,11 @@ impl Credits {
         debug_assert!(self.granted <= self.posted);
     }
 
+    /// Whether the peer has used up most of what it had, and more than one credit can be given.
+    pub(super) fn is_starving(&self) -> bool {
+        self.granted <= self.level() / 4 && self.grantable() >= 2
+    }
+
     /// Whether the peer needs a grant so much that an empty message has to carry it.
     ///
     /// Refilling only when the target rises stalls; refilling after every message answers empty

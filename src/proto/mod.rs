@@ -23,7 +23,8 @@
 //! the answer to a probe does not carry the flag (3.1.5.8 read literally would answer probes with
 //! probes for ever); a message without payload in the middle of an upper-layer message is taken
 //! as mere control, as Linux does; the time for the answer to a probe also runs while the probe
-//! waits for a credit.
+//! waits for a credit; more than the last send credit is kept for grants, as Linux does not keep
+//! its own (`spare`).
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +36,7 @@ mod negotiate;
 mod params;
 mod reassembly;
 mod send_queue;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod transmit;

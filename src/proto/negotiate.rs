@@ -132,6 +132,7 @@ impl<B, M: Clone> Connection<B, M> {
         };
         self.credits.set_target(response.credits_requested);
         self.send_credits = response.credits_granted.into();
+        self.spare.on_granted(self.send_credits);
         self.stats.credits_received += u64::from(response.credits_granted);
         self.establish(now);
         Ok(())

@@ -67,12 +67,14 @@ impl<B, M: Clone> Connection<B, M> {
         if self.in_flight >= u32::from(self.params.send_window) {
             // A send done brings us back here, so no timer is needed.
             self.pace.at = None;
+            self.spare.rest();
             return None;
         }
         if self.queue.is_empty() && !self.is_empty_message_due(now) {
+            self.spare.rest();
             return None;
         }
-        let Some(credits_granted) = self.take_send_credit() else {
+        let Some(credits_granted) = self.take_send_credit(now) else {
             self.stats.credit_stalls += u64::from(!self.is_stalled && !self.queue.is_empty());
             self.is_stalled = true;
             self.pace.at = None;
@@ -128,9 +130,18 @@ impl<B, M: Clone> Connection<B, M> {
 
     /// Spends a send credit and decides what the message grants; `None` when nothing may be
     /// sent: without a credit, or with the last one and nothing to grant (`[MS-SMBD] 3.1.5.1`,
-    /// the rule that keeps two sides from starving each other).
-    fn take_send_credit(&mut self) -> Option<u16> {
+    /// the rule that keeps two sides from starving each other), or with one of the spare ones that
+    /// would not feed the peer. A probe and the answer to one may go with those.
+    fn take_send_credit(&mut self, now: Instant) -> Option<u16> {
         let mut grant = self.credits.grantable();
+        let is_control = self.send_immediate || self.keepalive.is_pending();
+        if self.send_credits > 0
+            && !is_control
+            && !self.credits.is_starving()
+            && self.spare.holds(now, self.send_credits)
+        {
+            return None;
+        }
         match self.send_credits {
             0 => return None,
             1 => {

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::config::IwarpConfig;
+use super::crc;
 use super::receive::ReceiveTools;
 use super::slots::Timers;
 use super::stag::TokenSource;
@@ -34,6 +35,7 @@ impl Shared {
             send_tools: SendTools {
                 storage: PartsStorage::default(),
                 pool: StagePool::default(),
+                chunk: crc::chunk(),
             },
             receive_tools: ReceiveTools::new(),
             finished: Finished::default(),

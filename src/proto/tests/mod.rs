@@ -423,6 +423,41 @@ fn a_peer_that_spends_its_last_credit_on_nothing_is_served() {
 }
 
 #[test]
+fn a_peer_that_spends_all_its_credits_on_nothing_is_fed() {
+    // Linux in the middle of a large request, while we are in the middle of a large response.
+    let now = Instant::now();
+    let mut end = negotiated(&Params::default(), 255, now);
+    let mut held = end.conn.receive_credits();
+    let message = |credits_granted| {
+        let header = DataTransfer {
+            credits_requested: 255,
+            credits_granted,
+            ..empty()
+        };
+        Message::plain(header.emit())
+    };
+    end.receive(now, message(255));
+    held -= 1;
+    end.queue(now, pattern(131_072, 0), None);
+    let mut fed = 0;
+    loop {
+        let outbox = std::mem::take(&mut end.outbox);
+        let granted: u16 = outbox.iter().map(|it| it.header().credits_granted).sum();
+        held += granted;
+        if held == 0 {
+            break;
+        }
+        fed += u32::from(granted > 1);
+        for _ in 0..std::mem::take(&mut held) {
+            end.receive(now, message(0));
+        }
+    }
+    assert_eq!(end.ended, None);
+    assert_eq!(end.conn.send_credits(), 0);
+    assert!(fed >= 8, "fed {fed} times");
+}
+
+#[test]
 fn a_message_without_credit_is_a_violation() {
     let now = Instant::now();
     let mut end = negotiated(&Params::default(), 2, now);
