@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -105,6 +105,16 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Standard input and output, if both are piped and were not taken yet.
+    ///
+    /// # Panics
+    ///
+    /// Otherwise.
+    pub(crate) fn take_pipes(&mut self) -> (ChildStdin, ChildStdout) {
+        let input = self.0.stdin.take().expect("is piped");
+        (input, self.0.stdout.take().expect("is piped"))
     }
 
     pub(crate) fn kill(&self, signal: Signal) {
@@ -335,6 +345,21 @@ impl Server {
 
     /// Starts smbd and waits until it serves TCP.
     pub(crate) fn start_smbd(&mut self) {
+        self.spawn_smbd();
+        self.wait_until("the probe's process ends", || self.clients_served() == 0);
+    }
+
+    /// Kills smbd with all its processes and starts it again. Clients may be waiting for that.
+    pub(crate) fn restart_smbd(&mut self) {
+        let group = Pid::from_raw(self.smbd_pid as i32).expect("a process id");
+        kill_process_group(group, Signal::KILL).expect("the group is there");
+        self.smbd = None;
+        self.wait_until("smbd's children end", || self.smbd_children().is_empty());
+        self.spawn_smbd();
+        self.wait_for_params();
+    }
+
+    fn spawn_smbd(&mut self) {
         let mut smbd = Process::start(
             Command::new(self.bin.join("smbd"))
                 .arg("--foreground")
@@ -353,7 +378,6 @@ impl Server {
             TcpStream::connect(("127.0.0.1", self.tcp_port)).is_ok()
         });
         self.smbd = Some(smbd);
-        self.wait_until("the probe's process ends", || self.clients_served() == 0);
     }
 
     /// Waits until smbd has told the engine what to do.
@@ -363,6 +387,14 @@ impl Server {
                 let listeners = status["listeners"].as_array().map_or(0, Vec::len);
                 status["engine"]["has_params"] == true && listeners == 1
             })
+        });
+    }
+
+    /// Waits until smbd has attached to the engine.
+    pub(crate) fn wait_for_params(&self) {
+        self.wait_until("smbd attaches to the engine", || {
+            self.try_status()
+                .is_some_and(|status| status["engine"]["has_params"] == true)
         });
     }
 

@@ -1,0 +1,147 @@
+//! An unmodified Linux kernel as the client: `mount -t cifs -o rdma` in a User-mode Linux guest.
+//!
+//! There are two beds: engine and smbd on the host at the other end of a tap, and everything in the
+//! guest. The checks are shell functions in `tests/uml/checks.sh`.
+
+mod common;
+#[path = "common/samba.rs"]
+mod samba;
+#[path = "common/uml.rs"]
+mod uml;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use common::skip;
+use samba::{send_signal, Options, Server};
+use uml::{isolated, make_tap, parts, smb_conf, Bed, Guest, PASSWORD};
+
+/// Runs a set of checks with the server on the host.
+fn over_a_tap(test: &str, set: &str) {
+    let Some(parts) = parts(test) else { return };
+    if !isolated(test) {
+        return;
+    }
+    if let Err(reason) = make_tap() {
+        return skip(test, &reason);
+    }
+    let global = smb_conf();
+    let options = Options {
+        global: &global,
+        ..Options::default()
+    };
+    let mut server = Server::start_with(parts.samba, &options);
+    server.add_user(PASSWORD);
+    let settings = [("TCP_PORT", server.tcp_port.to_string())];
+    let guest = Guest::start(&parts, Bed::Tap, set, &settings);
+    let passed = guest.finish(|question| answer(&mut server, question));
+    println!("{}: {}", passed.len(), passed.join(" "));
+}
+
+/// Runs a set of checks with the server in the guest.
+fn within_a_guest(test: &str, set: &str) {
+    let Some(parts) = parts(test) else { return };
+    if !isolated(test) {
+        return;
+    }
+    let guest = Guest::start(&parts, Bed::Guest, set, &[]);
+    let passed = guest.finish(|question| Err(format!("nobody answers '{question}'")));
+    println!("{}: {}", passed.len(), passed.join(" "));
+}
+
+/// What `server` of `tests/uml/server.sh` asks for.
+fn answer(server: &mut Server, question: &str) -> Result<String, String> {
+    match question.split_once(' ').unwrap_or((question, "")) {
+        ("counters", _) => Ok(counters(server)),
+        ("sum", file) => sum(server, file),
+        ("kill-child", _) => {
+            for owner in owners(server)? {
+                send_signal(owner, Signal::KILL);
+            }
+            Ok(String::new())
+        }
+        ("restart-smbd", _) => {
+            server.restart_smbd();
+            Ok(String::new())
+        }
+        ("restart-engine", _) => {
+            let engine = server.engine.take().expect("was started");
+            engine.kill(Signal::KILL);
+            drop(engine);
+            server.start_engine();
+            server.wait_for_params();
+            Ok(String::new())
+        }
+        _ => Err(format!("unknown question '{question}'")),
+    }
+}
+
+fn counters(server: &Server) -> String {
+    let connections = server.owned_connections();
+    let sum = |name: &str| -> u64 {
+        let value = |it: &Value| it[name].as_u64().unwrap_or(0);
+        connections.iter().map(value).sum()
+    };
+    format!(
+        "{} {} {} {} {}",
+        sum("rdma_read_bytes"),
+        sum("rdma_write_bytes"),
+        sum("bytes_received"),
+        sum("bytes_sent"),
+        connections.len()
+    )
+}
+
+fn owners(server: &Server) -> Result<BTreeSet<u32>, String> {
+    let connections = server.owned_connections();
+    let pids = connections.iter().filter_map(|it| it["owner_pid"].as_u64());
+    let owners: BTreeSet<_> = pids.map(|pid| pid as u32).collect();
+    match owners.is_empty() {
+        true => Err("no connection has an owner".into()),
+        false => Ok(owners),
+    }
+}
+
+fn sum(server: &Server, file: &str) -> Result<String, String> {
+    let output = Command::new("sha256sum")
+        .arg(server.share(file))
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let sum = text.split_whitespace().next();
+    sum.map(str::to_owned)
+        .ok_or_else(|| format!("no file '{file}'"))
+}
+
+#[test]
+fn tap_files() {
+    over_a_tap("tap_files", "files");
+}
+
+#[test]
+fn tap_dialects() {
+    over_a_tap("tap_dialects", "dialects");
+}
+
+#[test]
+fn tap_protected() {
+    over_a_tap("tap_protected", "protected");
+}
+
+#[test]
+fn guest_files() {
+    within_a_guest("guest_files", "files");
+}
+
+#[test]
+fn guest_dialects() {
+    within_a_guest("guest_dialects", "dialects");
+}
+
+#[test]
+fn guest_protected() {
+    within_a_guest("guest_protected", "protected");
+}

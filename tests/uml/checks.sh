@@ -1,0 +1,378 @@
+# shellcheck shell=bash
+# What the kernel's client has to be able to do. To be sourced; a function set_NAME for each set.
+
+share=/mnt/share
+filecheck=/mnt/host/filecheck
+mib=$((1 << 20))
+# See filecheck.c.
+export FILECHECK_FLUSH=1
+
+# check NAME COMMAND...: one line for the test; a failed command of a function ends it
+check() {
+    local name=$1 status watcher
+    shift
+    watch &
+    watcher=$!
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    kill $watcher
+    if ((status == 0)); then
+        echo "@@ pass $name"
+    else
+        dmesg | tail -n 15
+        show_server
+        echo "@@ fail $name"
+    fi
+    cd /
+    # shellcheck disable=SC2046 # what a failed check has left running
+    kill $(jobs -p) 2>/dev/null
+    ! mountpoint -q "$share" || umount "$share" || umount -l "$share"
+    ((status == 0)) || wait_until "the connections end" is_unused
+}
+
+# What the client is waiting for when a check takes long.
+watch() {
+    while :; do
+        sleep 30
+        sed -n '/SMBDirect/,/MR mr_ready/p' /proc/fs/cifs/DebugData
+        grep -a -A 3 'Mid:' /proc/fs/cifs/DebugData | head -n 20
+    done
+}
+
+# mount_share OPTIONS
+mount_share() {
+    mount -t cifs "//$SERVER/share" "$share" -o "user=root,pass=$PASSWORD,$1"
+}
+
+is_unused() { [[ $(server counters) == *" 0" ]]; }
+
+unmount() {
+    umount "$share"
+    wait_until "the connections end" is_unused
+}
+
+remount() {
+    umount "$share"
+    mount_share "$1"
+}
+
+# --- ways of the data ----------------------------------------------------------------------------
+
+# Runs a command; sets `read`, `written`, `received` and `sent` to the bytes that the server moved
+# by RDMA READ, by RDMA WRITE and in PDUs meanwhile.
+count_bytes() {
+    local before after
+    before=($(server counters))
+    "$@"
+    after=($(server counters))
+    read=$((after[0] - before[0])) written=$((after[1] - before[1]))
+    received=$((after[2] - before[2])) sent=$((after[3] - before[3]))
+    echo "$*: RDMA READ $read, RDMA WRITE $written, PDUs in $received, out $sent"
+}
+
+# debug_field NAME: a hexadecimal number of DebugData, for the first server
+debug_field() {
+    local value
+    value=$(grep -oE "$1: [0-9a-f]+" /proc/fs/cifs/DebugData | head -n 1)
+    echo $((16#${value##* }))
+}
+
+registrations_in_use() { (($(debug_field mr_used_count) > 0)); }
+
+# File data went by RDMA, both ways: the server counts it, and so does the client.
+data_goes_by_rdma() {
+    local bytes=$((32 * mib)) messages reader
+    messages=$(debug_field count_enqueue_reassembly_queue)
+    count_bytes "$filecheck" fill "$share/rdma" 1 $bytes $mib
+    ((read >= bytes && received < bytes / 16))
+    count_bytes "$filecheck" check "$share/rdma" 1 $bytes $mib
+    ((written >= bytes && sent < bytes / 16))
+    # Sent and received, these bytes would be 24,000 messages of 1364 bytes each way.
+    messages=$(($(debug_field count_enqueue_reassembly_queue) - messages))
+    echo "messages with PDUs: $messages"
+    ((messages < 2000))
+    # Memory is registered while requests are in flight.
+    until [[ -e /tmp/enough ]]; do "$filecheck" check "$share/rdma" 1 $bytes $mib; done &
+    reader=$!
+    wait_until "a registration in use" registrations_in_use
+    touch /tmp/enough
+    wait $reader
+    rm "$share/rdma" /tmp/enough
+}
+
+data_goes_in_pdus() {
+    local bytes=$((4 * mib))
+    count_bytes "$filecheck" fill "$share/pdus" 1 $bytes $mib
+    ((read == 0 && received > bytes))
+    count_bytes "$filecheck" check "$share/pdus" 1 $bytes $mib
+    ((written == 0 && sent > bytes))
+    rm "$share/pdus"
+}
+
+# --- files ---------------------------------------------------------------------------------------
+
+make_tree() {
+    local i
+    mkdir -p "$1"
+    for ((i = 0; i < 120; i++)); do
+        mkdir -p "$1/d$((i % 12))/e$((i % 5))"
+        head -c $((i * i * 7)) /dev/urandom >"$1/d$((i % 12))/e$((i % 5))/f $i"
+    done
+    : >"$1/empty"
+}
+
+trees() {
+    make_tree /tmp/tree
+    cp -r /tmp/tree "$share/tree"
+    diff -r /tmp/tree "$share/tree"
+    remount "$1"
+    diff -r /tmp/tree "$share/tree"
+    cp -r "$share/tree" /tmp/back
+    diff -r /tmp/tree /tmp/back
+    mv "$share/tree/d3" "$share/tree/d 3 moved"
+    mv "$share/tree/d4/e4/f 4" "$share/tree/empty"
+    cmp "/tmp/tree/d4/e4/f 4" "$share/tree/empty"
+    [[ $(find "$share/tree" -type f | wc -l) -eq 120 ]]
+    rm -r "$share/tree" /tmp/tree /tmp/back
+    [[ ! -e $share/tree ]]
+}
+
+large_file() {
+    local bytes=$((128 * mib)) ours
+    head -c $bytes /dev/urandom >/tmp/large
+    ours=$(sha256sum </tmp/large | cut -d ' ' -f 1)
+    cp /tmp/large "$share/large"
+    sync "$share/large"
+    [[ $(server sum large) == "$ours" ]]
+    remount "$1"
+    cmp /tmp/large "$share/large"
+    remount "$1"
+    # from the middle, and with sizes that fit nothing
+    dd if="$share/large" of=/tmp/part bs=999983 skip=31 count=17 2>/dev/null
+    cmp <(dd if=/tmp/large bs=999983 skip=31 count=17 2>/dev/null) /tmp/part
+    rm "$share/large" /tmp/large /tmp/part
+}
+
+sparse_file() {
+    truncate -s 6G "$share/sparse"
+    printf end >/tmp/end
+    dd if=/tmp/end of="$share/sparse" bs=1 seek=$((5 << 30)) conv=notrunc 2>/dev/null
+    head -c 300000 /dev/urandom >/tmp/middle
+    dd if=/tmp/middle of="$share/sparse" bs=65537 oflag=seek_bytes seek=$((3 << 30 | 12345)) \
+        conv=notrunc 2>/dev/null
+    remount "$1"
+    [[ $(stat -c %s "$share/sparse") -eq $((6 << 30)) ]]
+    cmp /tmp/middle <(tail -c +$(((3 << 30 | 12345) + 1)) "$share/sparse" | head -c 300000)
+    cmp -n 3 /tmp/end <(tail -c +$(((5 << 30) + 1)) "$share/sparse" | head -c 3)
+    # a hole, around the data
+    cmp -n $mib <(tail -c +$((1 << 30)) "$share/sparse" | head -c $mib) /dev/zero
+    [[ -z $(tail -c 100000 "$share/sparse" | tr -d '\0') ]]
+    rm "$share/sparse" /tmp/end /tmp/middle
+}
+
+# Reads at and around the end of a file, direct and not.
+ends_of_files() {
+    local size
+    for size in 1 4095 4096 4097 65535 65537 1048575 1048577 3000001; do
+        head -c $size /dev/urandom >/tmp/end
+        cp /tmp/end "$share/end"
+        sync "$share/end"
+        dd if="$share/end" of=/tmp/back bs=4M iflag=direct 2>/dev/null
+        cmp /tmp/end /tmp/back
+        remount "$1"
+        cmp /tmp/end "$share/end"
+        [[ $(tail -c +$((size + 1)) "$share/end" | wc -c) -eq 0 ]]
+        # one byte more
+        printf x | tee -a /tmp/end >>"$share/end"
+        cmp /tmp/end "$share/end"
+    done
+    rm "$share/end" /tmp/end /tmp/back
+}
+
+# random_operations COUNT SEED...
+random_operations() {
+    local count=$1 seed
+    shift
+    for seed; do
+        "$filecheck" cached "$share/random" "$seed" "$count" 5000000
+        "$filecheck" direct "$share/random" "$seed" "$count" 5000000
+    done
+    rm "$share/random"
+}
+
+# Many files at once: written, then read.
+parallel_files() {
+    local i pids=() pid command
+    for command in fill check; do
+        for ((i = 0; i < 24; i++)); do
+            "$filecheck" $command "$share/parallel$i" $i $((mib * 3)) $((65536 << (i % 3))) &
+            pids+=($!)
+        done
+        for ((i = 0; i < 4; i++)); do
+            "$filecheck" cached "$share/mixed$i" $i 40 2000000 &
+            pids+=($!)
+        done
+        for pid in "${pids[@]}"; do wait "$pid"; done
+        pids=()
+    done
+    rm "$share"/parallel* "$share"/mixed*
+}
+
+sizes_of_io() {
+    local size
+    for size in 4096 61440 1048576 8388608; do
+        mount_share "$1,rsize=$size,wsize=$size"
+        "$filecheck" fill "$share/sizes" $size $((16 * mib)) $((8 * mib))
+        "$filecheck" check "$share/sizes" $size $((16 * mib)) $((2 * mib))
+        "$filecheck" cached "$share/random" $size 60 3000000
+        rm "$share/sizes" "$share/random"
+        unmount
+    done
+}
+
+# with OPTIONS COMMAND...: mounted, and nothing is left after it
+with() {
+    local options=$1
+    shift
+    mount_share "$options"
+    "$@"
+    unmount
+}
+
+set_files() {
+    local plain=vers=3.1.1,rdma
+    check data_goes_by_rdma with $plain data_goes_by_rdma
+    check trees with $plain trees $plain
+    check large_file with $plain large_file $plain
+    check sparse_file with $plain sparse_file $plain
+    check ends_of_files with $plain ends_of_files $plain
+    check random_operations with $plain random_operations 200 1 2 3 4
+    check random_operations_uncached with $plain,cache=none random_operations 150 5 6
+    check parallel_files with $plain parallel_files
+    check sizes_of_io sizes_of_io $plain
+}
+
+# --- dialects ------------------------------------------------------------------------------------
+
+set_dialects() {
+    local dialect
+    for dialect in 3.0 3.02 3.1.1; do
+        check "data_goes_by_rdma_$dialect" with "vers=$dialect,rdma" data_goes_by_rdma
+        check "random_operations_$dialect" with "vers=$dialect,rdma" random_operations 60 11
+    done
+    check two_mounts two_mounts
+}
+
+# One by RDMA and one by TCP see each other's files.
+two_mounts() {
+    mount_share vers=3.1.1,rdma
+    mkdir -p /mnt/tcp
+    mount -t cifs "//$SERVER/share" /mnt/tcp -o "user=root,pass=$PASSWORD,port=$TCP_PORT,nosharesock"
+    "$filecheck" fill "$share/both" 3 $((8 * mib)) $mib
+    "$filecheck" check /mnt/tcp/both 3 $((8 * mib)) $mib
+    "$filecheck" fill /mnt/tcp/both 4 $((8 * mib)) $mib
+    "$filecheck" check "$share/both" 4 $((8 * mib)) $mib
+    umount /mnt/tcp
+    rm "$share/both"
+    unmount
+}
+
+# --- signed and sealed sessions: data goes in PDUs -----------------------------------------------
+
+# Linux takes PDUs of 173,910 bytes, and with seal asks for more in one READ if it is let.
+protect_sign=sign
+protect_seal=seal,rsize=131072
+
+set_protected() {
+    local dialect way options
+    unset FILECHECK_FLUSH
+    for way in sign seal; do
+        options=protect_$way
+        for dialect in 3.0 3.02 3.1.1; do
+            check "data_goes_in_pdus_${way}_$dialect" \
+                with "vers=$dialect,rdma,${!options}" data_goes_in_pdus
+            check "random_operations_${way}_$dialect" \
+                with "vers=$dialect,rdma,${!options}" random_operations 40 12
+        done
+        options=vers=3.1.1,rdma,${!options}
+        check "trees_$way" with $options trees $options
+        check "large_file_$way" with $options large_file $options
+        check "parallel_files_$way" with $options parallel_files
+    done
+}
+
+# --- several channels ----------------------------------------------------------------------------
+
+connections_are() { [[ $(server counters) == *" $1" ]]; }
+
+channels() {
+    wait_until "$1 channels" connections_are "$1" || {
+        sed -n '/Server interfaces/,/MIDs/p' /proc/fs/cifs/DebugData
+        return 1
+    }
+    data_goes_by_rdma
+    parallel_files
+    random_operations 100 21
+    connections_are "$1"
+}
+
+set_channels() {
+    local options=vers=3.1.1,rdma,multichannel,max_channels=4
+    check four_channels with $options channels 4
+    check two_channels_3.0 with vers=3.0,rdma,multichannel,max_channels=2 channels 2
+    check two_channels_3.02 with vers=3.02,rdma,multichannel,max_channels=2 channels 2
+    check failing_channels with $options survives kill-child
+}
+
+# --- failures ------------------------------------------------------------------------------------
+
+# at_least FILE LINES
+has_lines() { (($(wc -l <"$1") >= $2)); }
+
+# survives WHAT: the server is hit three times while a file is written, another one is read and
+# files are made. The client goes on, and what was acknowledged is there.
+survives() {
+    local what=$1 i writer reader maker blocks=600
+    "$filecheck" fill "$share/stable" 7 $((32 * mib)) $mib
+    "$filecheck" acknowledged "$share/written" 8 $((blocks * 65536)) 65536 >/tmp/acknowledged &
+    writer=$!
+    for ((i = 0; i < 4; i++)); do "$filecheck" insist "$share/stable" 7 $((32 * mib)) 65536; done &
+    reader=$!
+    mkdir -p "$share/made"
+    # A call may fail when the connection does; it is made again.
+    for ((i = 0; i < 100; i++)); do
+        until echo $i >"$share/made/$i"; do sleep 0.1; done
+    done 2>/dev/null &
+    maker=$!
+    for i in 1 2 3; do
+        wait_until "some writes" has_lines /tmp/acknowledged $((i * blocks / 5))
+        server "$what"
+    done
+    wait $writer
+    wait $reader
+    wait $maker
+    has_lines /tmp/acknowledged $blocks
+    "$filecheck" check "$share/written" 8 $((blocks * 65536)) 65536
+    for ((i = 0; i < 100; i++)); do [[ $(<"$share/made/$i") == "$i" ]]; done
+    rm -r "$share/made" "$share/stable" "$share/written"
+}
+
+# A server that goes without anything under way.
+comes_back() {
+    local what=$1
+    "$filecheck" fill "$share/idle" 9 $mib 65536
+    server "$what"
+    "$filecheck" insist "$share/idle" 9 $mib 65536
+    rm "$share/idle"
+}
+
+set_failures() {
+    local plain=vers=3.1.1,rdma what
+    for what in kill-child restart-smbd restart-engine; do
+        check "idle_$what" with $plain comes_back $what
+        check "$what" with $plain survives $what
+    done
+}

@@ -1,0 +1,57 @@
+#!/bin/bash
+# The first process of the guest: makes it usable, runs one set of checks and powers off.
+#
+# Its root is the host's file system, read only; UML_FOLDER, given on the kernel's command line, is
+# the test's folder on the host with a file `settings`. The console carries lines for the test:
+#   @@ pass NAME       a check was good
+#   @@ fail NAME       it was not; what it said stands before
+#   @@ ask WORDS       the host shall do something and answer with a line
+#   @@ end             that was all
+# Everything else is for whoever has to find out what went wrong.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C
+here=$(dirname "$0")
+# Lines go in and out as they are.
+stty -echo -onlcr
+exec 3<&0 4>&1 2>&1 </dev/null
+
+power_off() {
+    echo "@@ end"
+    sync
+    echo o >/proc/sysrq-trigger
+    # init must not end
+    while :; do sleep 60; done
+}
+mount -t proc proc /proc || power_off
+mount -t sysfs sysfs /sys
+mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
+for folder in /run /tmp /mnt; do
+    mount -t tmpfs tmpfs "$folder"
+done
+[[ -e /dev/fd ]] || ln -s /proc/self/fd /dev/fd
+mkdir -p /dev/shm /mnt/share /mnt/host
+mount -t tmpfs tmpfs /dev/shm
+# This part of the host can be written.
+mount -t hostfs -o "$UML_FOLDER" none /mnt/host
+trap power_off EXIT
+# shellcheck source=/dev/null
+. /mnt/host/settings
+# shellcheck source=tests/uml/server.sh
+. "$here/server.sh"
+# shellcheck source=tests/uml/checks.sh
+. "$here/checks.sh"
+cd / || exit
+
+ip link set lo up
+case $BED in
+tap) device=vec0 ;;
+guest)
+    device=veth0
+    start_server_in_guest
+    ;;
+esac
+ip addr add "$CLIENT/24" dev "$device"
+ip link set "$device" up
+rdma link add siw0 type siw netdev "$device"
+# rdma_cm waits for ARP only shortly.
+wait_until "the server can be reached" eval "(: </dev/tcp/$SERVER/$TCP_PORT) 2>/dev/null"
+"set_$SET"

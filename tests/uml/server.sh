@@ -1,0 +1,158 @@
+# shellcheck shell=bash
+# What the checks want of the server: asked of the test on the host, or done here if engine and
+# smbd run in the guest. To be sourced; SAMBA, PROGRAM and LIBRARY come from the settings.
+
+state=/run/server
+
+# wait_until WHAT COMMAND...: polls for a minute
+wait_until() {
+    local what=$1 end=$((SECONDS + 60))
+    shift
+    until "$@"; do
+        if ((SECONDS > end)); then
+            echo "not within a minute: $what"
+            return 1
+        fi
+        sleep 0.05
+    done
+}
+
+# server counters               prints bytes: RDMA READs, RDMA WRITEs, PDUs in, PDUs out; connections
+# server sum FILE               prints the SHA-256 of a file of the share
+# server kill-child             SIGKILL to the smbds that serve a client
+# server restart-smbd           SIGKILL to all smbds, and a new one
+# server restart-engine         SIGKILL to the engine, and a new one
+server() {
+    local answer
+    if [[ $BED == guest ]]; then
+        "guest_${1//-/_}" "${@:2}"
+        return
+    fi
+    echo "@@ ask $*" >&4
+    read -r answer <&3
+    [[ $answer == ok* ]] || {
+        echo "$answer"
+        return 1
+    }
+    answer=${answer#ok}
+    echo "${answer# }"
+}
+
+# --- engine and smbd in a network namespace of the guest -----------------------------------------
+in_server() { ip netns exec server "$@"; }
+
+status_json() { "$PROGRAM" status --json --socket "$state/engine.sock" 2>/dev/null; }
+
+# sum_of FIELD JSON
+sum_of() { grep -oE "\"$1\": ?[0-9]+" <<<"$2" | awk -F: '{ sum += $2 } END { printf "%d", sum }'; }
+
+guest_counters() {
+    local json
+    json=$(status_json) || return 1
+    echo "$(sum_of rdma_read_bytes "$json") $(sum_of rdma_write_bytes "$json")" \
+        "$(sum_of bytes_received "$json") $(sum_of bytes_sent "$json")" \
+        "$(grep -o '"owner_pid": *[0-9]' <<<"${json##*\"connections\"}" | wc -l)"
+}
+
+guest_sum() { sha256sum <"$state/share/$1" | cut -d ' ' -f 1; }
+
+start_engine() {
+    ip netns exec server "$PROGRAM" engine --socket "$state/engine.sock" >>"$state/engine.log" 2>&1 &
+    engine_pid=$!
+    wait_until "the engine answers" eval 'status_json >/dev/null'
+}
+
+start_smbd() {
+    ip netns exec server "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
+        >>"$state/smbd.out" 2>&1 &
+    smbd_pid=$!
+    wait_until "smbd listens for SMB Direct" smbd_is_ready
+}
+
+smbd_is_ready() {
+    local json
+    json=$(status_json) && grep -q '"has_params": *true' <<<"$json" &&
+        in_server bash -c "(: </dev/tcp/127.0.0.1/$TCP_PORT) 2>/dev/null"
+}
+
+smbd_children() { pgrep -x smbd | grep -vx "$smbd_pid"; }
+
+guest_kill_child() {
+    local owners
+    owners=$(status_json | grep -oE '"owner_pid": ?[0-9]+' | grep -oE '[0-9]+$' | sort -u)
+    owners=$(grep -vxE "0|$smbd_pid" <<<"$owners")
+    [[ -n $owners ]] || return 1
+    # shellcheck disable=SC2086 # a list of numbers
+    kill -KILL $owners
+}
+
+guest_restart_smbd() {
+    # shellcheck disable=SC2046 # a list of numbers
+    kill -KILL "$smbd_pid" $(smbd_children)
+    wait "$smbd_pid"
+    start_smbd
+}
+
+guest_restart_engine() {
+    kill -KILL "$engine_pid"
+    wait "$engine_pid"
+    start_engine
+    wait_until "smbd listens for SMB Direct" smbd_is_ready
+}
+
+write_configuration() {
+    cat >"$state/smb.conf" <<CONF
+[global]
+    server role = standalone server
+    map to guest = Never
+    smb ports = $TCP_PORT
+    disable netbios = yes
+    lock directory = $state/run
+    state directory = $state/run
+    cache directory = $state/run
+    pid directory = $state/run
+    private dir = $state/private
+    ncalrpc dir = $state/ncalrpc
+    smb passwd file = $state/private/smbpasswd
+    passdb backend = smbpasswd
+    log file = $state/smbd.log
+    max log size = 0
+    rpc start on demand helpers = false
+    disable spoolss = yes
+    load printers = no
+    printcap name = /dev/null
+    smb direct library = $LIBRARY
+    smb direct engine socket = $state/engine.sock
+$SMB_CONF
+[share]
+    path = $state/share
+    read only = no
+CONF
+}
+
+start_server_in_guest() {
+    mkdir -p "$state"/{run,private,ncalrpc,share}
+    chmod 755 "$state"
+    ip netns add server
+    ip link add veth0 type veth peer name veth1 netns server
+    in_server ip link set lo up
+    for address in "$SERVER" $MORE_ADDRESSES; do
+        in_server ip addr add "$address/24" dev veth1
+    done
+    in_server ip link set veth1 up
+    write_configuration
+    install -m 600 /dev/null "$state/private/smbpasswd"
+    printf '%s\n%s\n' "$PASSWORD" "$PASSWORD" |
+        "$SAMBA/smbpasswd" -L -c "$state/smb.conf" -s -a root
+    start_engine && start_smbd
+}
+
+# After a failure, for the console.
+show_server() {
+    [[ $BED == guest ]] || return 0
+    local log
+    for log in engine.log smbd.out smbd.log; do
+        echo "--- end of $log"
+        tail -n 20 "$state/$log"
+    done
+}
