@@ -33,12 +33,13 @@ fn over_a_tap(test: &str, set: &str) {
         global: &global,
         ..Options::default()
     };
-    let mut server = Server::start_with(parts.samba, &options);
-    server.add_user(PASSWORD);
-    let settings = [("TCP_PORT", server.tcp_port.to_string())];
-    let guest = Guest::start(&parts, Bed::Tap, set, &settings);
-    let passed = guest.finish(|question| answer(&mut server, question));
-    println!("{}: {}", passed.len(), passed.join(" "));
+    try_often(|| {
+        let mut server = Server::start_with(parts.samba, &options);
+        server.add_user(PASSWORD);
+        let settings = [("TCP_PORT", server.tcp_port.to_string())];
+        let guest = Guest::start(&parts, Bed::Tap, set, &settings);
+        guest.finish(|question| answer(&mut server, question))
+    });
 }
 
 /// Runs a set of checks with the server in the guest.
@@ -47,8 +48,16 @@ fn within_a_guest(test: &str, set: &str) {
     if !isolated(test) {
         return;
     }
-    let guest = Guest::start(&parts, Bed::Guest, set, &[]);
-    let passed = guest.finish(|question| Err(format!("nobody answers '{question}'")));
+    try_often(|| {
+        let guest = Guest::start(&parts, Bed::Guest, set, &[]);
+        guest.finish(|question| Err(format!("nobody answers '{question}'")))
+    });
+}
+
+/// Linux 6.12 hangs now and then when its connection ends under load; then there is a new guest.
+fn try_often(attempt: impl FnMut() -> Option<Vec<String>>) {
+    let passed = std::iter::repeat_with(attempt).take(4).flatten().next();
+    let passed = passed.expect("the client hangs again and again");
     println!("{}: {}", passed.len(), passed.join(" "));
 }
 
@@ -132,6 +141,11 @@ fn tap_protected() {
 }
 
 #[test]
+fn tap_channels() {
+    over_a_tap("tap_channels", "channels");
+}
+
+#[test]
 fn guest_files() {
     within_a_guest("guest_files", "files");
 }
@@ -144,4 +158,14 @@ fn guest_dialects() {
 #[test]
 fn guest_protected() {
     within_a_guest("guest_protected", "protected");
+}
+
+#[test]
+fn guest_channels() {
+    within_a_guest("guest_channels", "channels");
+}
+
+#[test]
+fn guest_failures() {
+    within_a_guest("guest_failures", "failures");
 }

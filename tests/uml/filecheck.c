@@ -133,8 +133,9 @@ static void write_all(int fd, const uint8_t *buffer, size_t length,
 		ssize_t count;
 
 		do {
+			errno = EIO; /* of a count of 0 */
 			count = pwrite(fd, buffer, length, offset);
-		} while (count < 0 && again());
+		} while (count <= 0 && again());
 		if (count <= 0) {
 			fail("write of %zu bytes at %lld: %s", length,
 			     (long long)offset, strerror(errno));

@@ -6,6 +6,7 @@
 #   @@ pass NAME       a check was good
 #   @@ fail NAME       it was not; what it said stands before
 #   @@ ask WORDS       the host shall do something and answer with a line
+#   @@ stuck           the client hangs by a fault of its own; the guest ends
 #   @@ end             that was all
 # Everything else is for whoever has to find out what went wrong.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C
