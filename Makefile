@@ -17,7 +17,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
 LIBRARY    := $(RELEASE)/libsmbdirect.so
 
-.PHONY: help build run test torture lint bench header install uninstall clean
+.PHONY: help build run test torture lint bench bench-uml header install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
@@ -25,6 +25,7 @@ help:
 	@echo 'make torture  all smb2 tests of smbtorture, over SMB Direct and TCP (half an hour)'
 	@echo 'make lint     rustfmt and clippy, warnings denied'
 	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
+	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
 	@echo 'make install  library, header, pkg-config file, program (PREFIX=, LIBDIR=, DESTDIR=)'
 	@echo 'make clean    remove what was built'
@@ -47,6 +48,10 @@ lint:
 
 bench: build
 	$(RELEASE)/smbdirect bench $(BENCH_OPTIONS)
+
+bench-uml:
+	@scripts/deps.sh fio=fio strace=strace
+	$(CARGO) test --release --test uml_bench -- --ignored --nocapture
 
 header:
 	SMBDIRECT_UPDATE_HEADER=1 $(CARGO) test --test header

@@ -153,7 +153,8 @@ pub(crate) fn isolated(test: &str) -> bool {
     fs::create_dir_all(&folder).unwrap();
     let this = std::env::current_exe().unwrap();
     let output = unshare(this.to_str().expect("a path in UTF-8"))
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored"])
+        .args(["--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .env("TMPDIR", &folder)
         .output()
@@ -222,7 +223,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots. `settings` go to the guest's shell.
+    /// Boots. `settings` go to the guest's shell; `MTU` is that of the tap, 1500 without it.
     pub(crate) fn start(parts: &Parts, bed: Bed, set: &str, settings: &[(&str, String)]) -> Self {
         let folder = std::env::temp_dir().join("guest");
         fs::create_dir_all(&folder).unwrap();
@@ -245,7 +246,12 @@ impl Guest {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         if bed == Bed::Tap {
-            command.arg("vec0:transport=tap,ifname=tap0,depth=128,gro=1");
+            let mtu = settings.iter().find(|(name, _)| *name == "MTU");
+            let mtu = mtu.map_or("1500", |(_, value)| value);
+            run(&format!("ip link set tap0 mtu {mtu}"));
+            command.arg(format!(
+                "vec0:transport=tap,ifname=tap0,depth=128,gro=1,mtu={mtu}"
+            ));
         }
         let mut process = Process::start(&mut command);
         let (input, output) = process.take_pipes();

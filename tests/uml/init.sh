@@ -40,6 +40,8 @@ trap power_off EXIT
 . "$here/server.sh"
 # shellcheck source=tests/uml/checks.sh
 . "$here/checks.sh"
+# shellcheck source=tests/uml/bench.sh
+. "$here/bench.sh"
 cd / || exit
 
 ip link set lo up
