@@ -25,4 +25,4 @@ pub use net_device::{NetDevice, NetDevices};
 pub use pidfd::Pidfd;
 pub use poller::{Interest, Poller, Ready, Registry};
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, MAX_FDS};
-pub use tcp::max_segment_bytes;
+pub use tcp::{max_segment_bytes, set_receive_threshold};

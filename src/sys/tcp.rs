@@ -23,6 +23,26 @@ pub fn max_segment_bytes(fd: impl AsFd) -> io::Result<usize> {
     usize::try_from(value).map_err(io::Error::other)
 }
 
+/// Sets how many bytes have to be there before the socket counts as readable (`SO_RCVLOWAT`); the
+/// end of the stream and errors make it readable anyway.
+pub fn set_receive_threshold(fd: impl AsFd, bytes: usize) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: `value` is valid for the call, and the length is its size.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            std::ptr::from_ref(&value).cast(),
+            std::mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match rc {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

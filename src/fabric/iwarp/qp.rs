@@ -107,6 +107,8 @@ pub(super) struct Qp {
     pub(super) ird: u32,
     pub(super) inbound_reads: u32,
     posted: u64,
+    /// Bytes that make the socket readable.
+    pub(super) threshold: usize,
 }
 
 impl Qp {
@@ -141,6 +143,7 @@ impl Qp {
             ird: 0,
             inbound_reads: 0,
             posted: 0,
+            threshold: 1,
         }
     }
 
@@ -313,6 +316,7 @@ impl Qp {
             Phase::Open => {
                 if ready.readable {
                     self.receive(&mut shared.receive_tools, events)?;
+                    self.set_threshold()?;
                 }
                 self.pump(shared, events)
             }

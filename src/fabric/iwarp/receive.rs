@@ -74,6 +74,9 @@ enum Target {
     Control { at: usize },
 }
 
+/// Bytes to wait for within a long response.
+const THRESHOLD: usize = 32 << 10;
+
 /// State between two calls.
 pub(super) struct Receive {
     expect: Expect,
@@ -268,6 +271,36 @@ impl Qp {
             budget = budget.saturating_sub(n);
         }
         Ok(())
+    }
+
+    /// Within the response to a long read, is not woken for each segment of the peer's.
+    ///
+    /// Never waits for more than what is left of the response, whose bytes follow each other.
+    pub(super) fn set_threshold(&mut self) -> Result<(), End> {
+        let left = self.response_left();
+        let threshold = match left < THRESHOLD / 2 {
+            true => 1,
+            false => left.min(THRESHOLD),
+        };
+        if threshold != self.threshold {
+            crate::sys::set_receive_threshold(&self.socket, threshold)
+                .map_err(|error| End::transport("set SO_RCVLOWAT", &error))?;
+            self.threshold = threshold;
+        }
+        Ok(())
+    }
+
+    /// Payload of a Read Response that has begun and is still to come.
+    fn response_left(&self) -> usize {
+        let Some(read) = self.reads.front().filter(|_| self.requested_reads > 0) else {
+            return 0;
+        };
+        let here = match (self.rx.expect, self.rx.target) {
+            (Expect::Header, _) if read.received > 0 => read.received,
+            (Expect::Payload | Expect::Trailer, Target::Read { at }) => at,
+            _ => return 0,
+        };
+        (read.request.len as usize).saturating_sub(here)
     }
 
     fn peer_closed(&self) -> End {
