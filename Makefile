@@ -51,7 +51,7 @@ bench: build
 
 bench-uml:
 	@scripts/deps.sh fio=fio strace=strace
-	$(CARGO) test --release --test uml_bench -- --ignored --nocapture
+	$(CARGO) test --release --test uml_bench -- --nocapture
 
 header:
 	SMBDIRECT_UPDATE_HEADER=1 $(CARGO) test --test header

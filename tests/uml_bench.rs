@@ -26,7 +26,6 @@ const FILE_BYTES: usize = 256 << 20;
 const MIB: f64 = (1 << 20) as f64;
 
 #[test]
-#[ignore = "measures, takes minutes; see make bench-uml"]
 fn kernel_client() {
     let test = "kernel_client";
     for tool in ["fio", "strace"] {

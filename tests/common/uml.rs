@@ -153,7 +153,7 @@ pub(crate) fn isolated(test: &str) -> bool {
     fs::create_dir_all(&folder).unwrap();
     let this = std::env::current_exe().unwrap();
     let output = unshare(this.to_str().expect("a path in UTF-8"))
-        .args(["--exact", test, "--include-ignored"])
+        .args(["--exact", test])
         .args(["--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .env("TMPDIR", &folder)
