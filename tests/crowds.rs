@@ -5,13 +5,14 @@ mod common;
 #[path = "common/engine_process.rs"]
 mod engine_process;
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use common::{
-    connect_and_send, negotiate, open_at, send, status_at, wait_for, wait_readable, TestEngine,
-    PATIENCE,
+    connect_and_send, negotiate, open_at, send, status_at, until_status, wait_for, wait_readable,
+    TestEngine, PATIENCE,
 };
 use engine_process::{register, EngineProcess};
 use smbdirect::client::{EventKind, Handle};
@@ -219,4 +220,52 @@ fn a_flood_does_not_starve_small_pdus() {
         println!("{bytes} bytes in {turns} turns and {ROUNDS} rounds");
         assert!(bytes / turns < 4 << 20, "{bytes} bytes in {turns} turns");
     });
+}
+
+/// Knocks from an address of this host; whether the engine takes the connection. It is established
+/// then and says no more.
+fn knock(from: &str, to: SocketAddr) -> (TcpStream, bool) {
+    use rustix::net::{bind, connect, socket, AddressFamily, SocketType};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let from: SocketAddr = format!("{from}:0").parse().unwrap();
+    bind(&socket, &from).unwrap();
+    connect(&socket, &to).unwrap();
+    let mut stream = TcpStream::from(socket);
+    // An MPA Request of revision 1 (RFC 5044 section 7.1.1), and its Reply, which has R when it
+    // refuses.
+    stream
+        .write_all(b"MPA ID Req Frame\x00\x01\x00\x00")
+        .unwrap();
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).unwrap();
+    assert!(reply.starts_with(b"MPA ID Rep Frame"));
+    (stream, reply[16] & 0x20 == 0)
+}
+
+#[test]
+fn one_peer_does_not_take_the_place_of_others() {
+    let engine = TestEngine::start_with(|config| config.max_unowned = 8);
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    // A quarter of 8 is 2.
+    let (one, taken) = knock("127.0.0.1", address);
+    assert!(taken);
+    let (_two, taken) = knock("127.0.0.1", address);
+    assert!(taken);
+    assert!(!knock("127.0.0.1", address).1);
+    assert!(!knock("127.0.0.1", address).1);
+    // There is room for others, until nobody has any.
+    let others: Vec<_> = (2..8)
+        .map(|i| knock(&format!("127.0.0.{}", i / 2 + 1), address))
+        .collect();
+    assert!(others.iter().all(|(_, taken)| *taken));
+    assert!(!knock("127.0.0.9", address).1);
+    let rejected = engine.status().engine.rejected;
+    assert_eq!(rejected.get("max_unowned_per_peer"), Some(&2));
+    assert_eq!(rejected.get("max_unowned"), Some(&1));
+    // One that goes makes room, for its own peer too.
+    drop(one);
+    until_status(&engine.socket, "one less", |s| s.connections.len() == 7);
+    assert!(knock("127.0.0.1", address).1);
 }

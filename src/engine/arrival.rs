@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::{Conn, Owner, PRIVATE_RECEIVES};
+use super::rights::ROOT;
 use super::routing::Refused;
 use super::Engine;
 use crate::fabric::{AcceptOptions, QpKey};
@@ -34,8 +35,10 @@ impl Engine {
             Some("no parameters set")
         } else if self.conns.len() >= self.config.max_connections {
             Some("max_connections")
-        } else if self.unowned >= self.config.max_unowned {
+        } else if self.unowned.total() >= self.config.max_unowned {
             Some("max_unowned")
+        } else if self.unowned.of(peer.ip()) >= self.peer_share() {
+            Some("max_unowned_per_peer")
         } else {
             None
         };
@@ -48,7 +51,9 @@ impl Engine {
         let Some(params) = self.params.as_ref().map(|p| p.smbd.clone()) else {
             return;
         };
-        let Some(key) = self.add_conn(now, fabric, qp, local, peer, Role::Passive, &params) else {
+        let server = self.clients.parent_user().unwrap_or(ROOT);
+        let added = self.add_conn(now, fabric, qp, local, peer, server, Role::Passive, &params);
+        let Some(key) = added else {
             self.fabrics[fabric].reject(qp, &[]);
             return;
         };
@@ -74,14 +79,15 @@ impl Engine {
         qp: QpKey,
         local: SocketAddr,
         peer: SocketAddr,
+        server: u32,
         role: Role,
         params: &Params,
     ) -> Option<usize> {
         let serial = self.next_serial;
-        match Conn::new(serial, fabric, qp, local, peer, role, params, now) {
+        match Conn::new(serial, fabric, qp, local, peer, server, role, params, now) {
             Ok(conn) => {
                 self.next_serial += 1;
-                self.unowned += 1;
+                self.unowned.add(peer.ip());
                 let key = self.conns.insert(conn);
                 self.by_qp.insert((fabric, qp), key);
                 Some(key)
@@ -116,6 +122,7 @@ impl Engine {
         if handle.free_slots() < usize::from(PRIVATE_RECEIVES) {
             return Err((libc::ENOSPC, "no receive slots free: open more".into()));
         }
+        self.check_memory(now)?;
         let fabric = 0;
         let timeout = Duration::from_millis(spec.timeout_msec.into());
         let options = crate::fabric::ConnectOptions {
@@ -142,7 +149,8 @@ impl Engine {
         let qp = self.fabrics[fabric]
             .connect(now, &options)
             .map_err(|error| (libc::ECONNABORTED, error.to_string()))?;
-        let added = self.add_conn(now, fabric, qp, local, spec.address, Role::Active, &params);
+        let (peer, role) = (spec.address, Role::Active);
+        let added = self.add_conn(now, fabric, qp, local, peer, ROOT, role, &params);
         let Some(key) = added else {
             self.fabrics[fabric].disconnect(now, qp, Duration::ZERO);
             return Err((libc::ENOMEM, "no memory for receives".into()));
@@ -150,7 +158,7 @@ impl Engine {
         match self.claim_index(client, key) {
             Ok(owner) => {
                 self.conns[key].owner = Some(owner);
-                self.unowned -= 1;
+                self.unowned.remove(self.conns[key].counted);
                 self.write_record(key);
                 self.touch(key);
                 Ok(owner.id)

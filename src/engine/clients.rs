@@ -102,18 +102,25 @@ impl Clients {
         }
     }
 
+    /// Processes of one user, or of all who are not allowed.
+    pub(super) fn of_user(&self, uid: u32, allowed: bool) -> usize {
+        let clients = self.slab.iter().map(|(_, client)| client);
+        let same = |c: &&Client| c.allowed == allowed && (!allowed || c.credentials.uid == uid);
+        clients.filter(same).count()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Client)> {
         self.slab.iter()
     }
 
-    /// The user of the parent handle; root when there is none.
-    pub(super) fn parent_uid(&self) -> u32 {
+    /// The user of the parent handle.
+    pub(super) fn parent_user(&self) -> Option<u32> {
         let parent = |c: &&Client| c.handle.as_ref().is_some_and(|handle| handle.parent);
         self.slab
             .iter()
             .map(|(_, client)| client)
             .find(parent)
-            .map_or(0, |c| c.credentials.uid)
+            .map(|c| c.credentials.uid)
     }
 
     /// The server's parent handle.

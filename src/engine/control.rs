@@ -10,7 +10,7 @@ use super::{tag, Engine, ServerParams};
 use crate::fabric::{Access, FabricError, ListenOptions};
 use crate::ipc::{self, Reply, Request};
 use crate::proto;
-use crate::ring::{AreaOptions, Descriptor, EngineSide};
+use crate::ring::{AreaOptions, Descriptor, EngineSide, Layout};
 use crate::router;
 use crate::sys::{is_exhaustion, Interest, Pidfd, SeqPacket};
 
@@ -71,9 +71,17 @@ impl Engine {
         } else {
             Some(Pidfd::open(pid)?)
         };
-        let allowed = credentials.uid == 0
-            || credentials.uid == self.uid
-            || self.config.allow_uids.contains(&credentials.uid);
+        let uid = credentials.uid;
+        let allowed = self.is_allowed(uid);
+        let share = if allowed {
+            self.config.max_clients / 4
+        } else {
+            MAX_STRANGERS
+        };
+        if !self.is_trusted(uid) && self.clients.of_user(uid, allowed) >= share.max(1) {
+            warn!("process {pid} of user {uid} refused: {share} processes already");
+            return Ok(());
+        }
         let registry = self.poller.registry(tag::CONTROL);
         let process = registry.with_tag(tag::PROCESS);
         let key = self.clients.add(|_, serial| Client {
@@ -118,6 +126,7 @@ impl Engine {
             };
             self.counters.requests += 1;
             let closes = request == Request::Close;
+            let allowed = self.clients.get(key).is_some_and(|client| client.allowed);
             let reply = self
                 .answer(now, key, request)
                 .unwrap_or_else(|(errno, text)| {
@@ -129,8 +138,8 @@ impl Engine {
             if !self.send_reply(key, number, reply) {
                 return self.remove_client(now, key, "does not take its answers");
             }
-            if closes {
-                return self.remove_client(now, key, "closed its handle");
+            if closes || !allowed {
+                return self.remove_client(now, key, "closed its handle, or may have none");
             }
         }
     }
@@ -185,7 +194,7 @@ impl Engine {
             }
         };
         match request {
-            Request::Open(open) => self.open(key, &open),
+            Request::Open(open) => self.open(now, key, &open),
             Request::Close => Ok(Reply::Ok),
             Request::SetParams(params) => {
                 needs_parent("set parameters")?;
@@ -195,7 +204,10 @@ impl Engine {
                 Some(params) => Ok(Reply::Params(params.wire.clone())),
                 None => Err((libc::ENODATA, "no parameters were set".into())),
             },
-            Request::SetSession(spec) => self.set_session(key, &spec),
+            Request::SetSession(spec) => {
+                self.check_serves(client.credentials.uid)?;
+                self.set_session(key, &spec)
+            }
             Request::Listen(spec) => {
                 needs_parent("listen")?;
                 let owner = self
@@ -275,7 +287,10 @@ impl Engine {
                 }
             }
             Request::Interfaces { from } => self.interfaces(now, from),
-            Request::Status { from } => Ok(Reply::Status(self.status(now, from))),
+            Request::Status { from } => {
+                let uid = client.credentials.uid;
+                Ok(Reply::Status(self.status(now, from, uid)))
+            }
         }
     }
 
@@ -285,7 +300,12 @@ impl Engine {
             .map_or(0, |client| client.credentials.pid)
     }
 
-    fn open(&mut self, key: usize, open: &ipc::OpenRequest) -> Result<Reply, (i32, String)> {
+    fn open(
+        &mut self,
+        now: Instant,
+        key: usize,
+        open: &ipc::OpenRequest,
+    ) -> Result<Reply, (i32, String)> {
         if open.abi != crate::ring::ABI {
             let text = format!(
                 "library {} has ABI {}, engine {} has {}: use both of one version",
@@ -299,7 +319,17 @@ impl Engine {
         if self.clients.handle_at(key).is_some() {
             return Err((libc::EALREADY, "this socket has a handle already".into()));
         }
+        let uid = self.clients.get(key).map(|c| c.credentials.uid);
+        let uid = uid.ok_or_else(|| (libc::EBADF, String::from("gone")))?;
         if open.parent {
+            if !self.may_be_parent(uid) {
+                let text = format!(
+                    "user {uid} may not open the parent handle: run as root or as user {}, or start \
+                     the engine with --allow-parent-uid {uid}",
+                    self.uid
+                );
+                return Err((libc::EPERM, text));
+            }
             if let Some(parent) = self.clients.parent() {
                 let text = format!("process {} has the parent handle already", parent.pid);
                 return Err((libc::EBUSY, text));
@@ -317,13 +347,10 @@ impl Engine {
                 ..area
             };
         }
-        let side = EngineSide::new(&area).map_err(|error| {
-            let errno = match &error {
-                crate::ring::RingError::Layout(_) => libc::EINVAL,
-                _ => libc::ENOMEM,
-            };
-            (errno, error.to_string())
-        })?;
+        let layout = Layout::new(&area).map_err(|error| (libc::EINVAL, error.to_string()))?;
+        self.check_area(uid, layout.area_size())?;
+        self.check_memory(now)?;
+        let side = EngineSide::new(&area).map_err(|error| (libc::ENOMEM, error.to_string()))?;
         let registry = self.poller.registry(tag::BELL);
         let Some(client) = self.clients.get_mut(key) else {
             return Err((libc::EBADF, "gone".into()));
@@ -336,7 +363,7 @@ impl Engine {
             serial: client.serial,
         };
         let pid = client.credentials.pid;
-        let mut handle = Handle::new(id, open.parent, pid, side);
+        let mut handle = Handle::new(id, open.parent, (pid, uid), side);
         handle.arm();
         client.handle = Some(handle);
         debug!(
@@ -379,13 +406,13 @@ impl Engine {
         let Some(handle) = self.clients.handle_at(key) else {
             return Err((libc::EBADF, "open a handle first".into()));
         };
-        let id = handle.id;
+        let (id, uid) = (handle.id, handle.uid);
         let session = spec
             .session_id
-            .map(|session| self.by_session.get(&session).copied());
+            .map(|session| self.by_session.get(&(uid, session)).copied());
         let guid = spec
             .client_guid
-            .map(|guid| self.by_guid.get(&guid).copied());
+            .map(|guid| self.by_guid.get(&(uid, guid)).copied());
         for registered in [session, guid].into_iter().flatten() {
             match registered {
                 Some(other) if other != id => {
@@ -405,19 +432,19 @@ impl Engine {
         if let Some(session) = spec.session_id {
             handle.session_ids.retain(|&one| one != session);
             if spec.remove {
-                self.by_session.remove(&session);
+                self.by_session.remove(&(uid, session));
             } else {
                 handle.session_ids.push(session);
-                self.by_session.insert(session, id);
+                self.by_session.insert((uid, session), id);
             }
         }
         if let Some(guid) = spec.client_guid {
             handle.client_guids.retain(|&one| one != guid);
             if spec.remove {
-                self.by_guid.remove(&guid);
+                self.by_guid.remove(&(uid, guid));
             } else {
                 handle.client_guids.push(guid);
-                self.by_guid.insert(guid, id);
+                self.by_guid.insert((uid, guid), id);
             }
         }
         Ok(Reply::Ok)
@@ -483,10 +510,10 @@ impl Engine {
             debug!("process {pid} {why}");
         }
         for session in &handle.session_ids {
-            self.by_session.remove(session);
+            self.by_session.remove(&(handle.uid, *session));
         }
         for guid in &handle.client_guids {
-            self.by_guid.remove(guid);
+            self.by_guid.remove(&(handle.uid, *guid));
         }
         let (gone, kept): (Vec<_>, Vec<_>) = self
             .listeners
@@ -513,6 +540,8 @@ impl Engine {
     }
 }
 
+/// Processes of users who may ask for nothing, at once.
+const MAX_STRANGERS: usize = 64;
 /// Session ids and ClientGuids that one handle may register.
 const MAX_REGISTRATIONS: usize = 65536;
 

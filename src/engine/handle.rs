@@ -17,6 +17,8 @@ pub(super) struct Handle {
     pub(super) id: HandleId,
     pub(super) parent: bool,
     pub(super) pid: u32,
+    /// The user who opened it.
+    pub(super) uid: u32,
     pub(super) side: EngineSide,
     slot_count: usize,
     free: Vec<u32>,
@@ -46,13 +48,19 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(id: HandleId, parent: bool, pid: u32, side: EngineSide) -> Self {
+    pub(super) fn new(
+        id: HandleId,
+        parent: bool,
+        (pid, uid): (u32, u32),
+        side: EngineSide,
+    ) -> Self {
         let slots = side.layout().options().receive_slots;
         let connections = side.layout().options().max_connections as usize;
         Self {
             id,
             parent,
             pid,
+            uid,
             side,
             slot_count: slots as usize,
             // Handed out from the end: low slots first, so that a quiet handle touches few pages.

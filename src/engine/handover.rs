@@ -5,6 +5,7 @@ use std::time::Instant;
 use log::info;
 
 use super::connection::{Owner, Phase};
+use super::rights::ROOT;
 use super::routing::Refused;
 use super::{Engine, SUBMIT_BATCH};
 use crate::fabric::EndReason;
@@ -31,13 +32,13 @@ impl Engine {
             .get(client)
             .map_or(u32::MAX, |c| c.credentials.uid);
         let token_uid = self.conns[key].token_uid;
-        if uid != 0 && uid != token_uid {
+        if uid != ROOT && uid != token_uid {
             let text = format!("the token is for processes of user {token_uid}, not {uid}");
             return Err((libc::EACCES, text));
         }
         // Slots that it has returned count as free.
         self.take_from(now, client, SUBMIT_BATCH);
-        self.check_room(key, id)?;
+        self.check_room(now, key, id)?;
         let old = self.conns[key].owner;
         if old.is_some_and(|old| old.handle == id) {
             return Err((
@@ -58,7 +59,7 @@ impl Engine {
                 };
                 self.end_ownership(old, &entry);
             }
-            None => self.unowned -= 1,
+            None => self.unowned.remove(self.conns[key].counted),
         }
         self.attach(now, key, owner, 0);
         Ok(owner.id)
@@ -185,7 +186,7 @@ impl Engine {
             self.timers.remove(&(at, key));
         }
         match conn.owner {
-            None => self.unowned = self.unowned.saturating_sub(1),
+            None => self.unowned.remove(conn.counted),
             Some(owner) => {
                 let status = conn.end.as_ref().map_or(0, |(errno, _)| *errno);
                 let entry = CqEntry {
@@ -203,7 +204,7 @@ impl Engine {
             return;
         };
         conn.owner = None;
-        self.unowned += 1;
+        self.unowned.add(conn.counted);
         let is_up = conn.phase == Phase::Attached && conn.end.is_none();
         if conn.phase == Phase::Exported {
             conn.deadline = Some(now + self.config.export_timeout);

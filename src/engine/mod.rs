@@ -10,6 +10,7 @@
 //!   new connections ── from the request to the first PDU       arrival.rs
 //!   first PDUs ────── which handle gets a connection            routing.rs
 //!   tokens ────────── from one handle to another, and the end   handover.rs
+//!   users ─────────── who may do what, and how much             rights.rs, shares.rs
 //!   host addresses ── where clients find SMB Direct              interfaces.rs
 //! ```
 //!
@@ -29,7 +30,9 @@ mod handle;
 mod handover;
 mod interfaces;
 mod records;
+mod rights;
 mod routing;
+mod shares;
 mod status;
 mod submit;
 #[cfg(test)]
@@ -48,6 +51,7 @@ use self::clients::Clients;
 use self::connection::{Conn, Phase};
 use self::handle::HandleId;
 use self::interfaces::HostAddresses;
+use self::shares::{MemoryWatch, Unowned};
 use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
 use crate::fabric::{Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey};
 use crate::ipc::{self, EngineCounters};
@@ -64,14 +68,25 @@ pub struct Config {
     pub socket_mode: u32,
     /// Addresses to listen on from the start, besides what the parent handle asks for.
     pub listen: Vec<(SocketAddr, ListenOptions)>,
-    /// Users whose processes may open handles, besides root and the engine's own user.
+    /// Users whose processes may open handles and connect out, besides root, the engine's own user
+    /// and those of `allow_parent_uids`. They have no part in what comes in.
     pub allow_uids: Vec<u32>,
+    /// Users whose processes may also be the server: open the parent handle, and take what comes in
+    /// while one of their processes is the parent.
+    pub allow_parent_uids: Vec<u32>,
     /// Connections at the same time.
     pub max_connections: usize,
     /// Connections without an owner at the same time.
     pub max_unowned: usize,
+    /// As many of them from one peer: an IPv4 address, or the IPv6 addresses that share 64 bits.
+    /// 0: a quarter of `max_unowned`.
+    pub max_unowned_per_peer: usize,
     /// Processes on the control socket at the same time.
     pub max_clients: usize,
+    /// Bytes of shared memory that all handles together may have committed before further handles
+    /// and connections are refused. A user other than root and the engine's own may not open areas
+    /// of more than a quarter of it.
+    pub max_memory: u64,
     /// How long a connection may take from NEGOTIATE to an owner.
     pub offer_timeout: Duration,
     /// How long a negotiated connection may take to send its first PDU.
@@ -91,9 +106,12 @@ impl Default for Config {
             socket_mode: 0o600,
             listen: Vec::new(),
             allow_uids: Vec::new(),
+            allow_parent_uids: Vec::new(),
             max_connections: 8192,
             max_unowned: 256,
+            max_unowned_per_peer: 0,
             max_clients: 8192,
+            max_memory: crate::sys::physical_memory() / 2,
             offer_timeout: Duration::from_secs(20),
             first_pdu_timeout: Duration::from_secs(30),
             export_timeout: Duration::from_secs(10),
@@ -192,8 +210,9 @@ pub struct Engine {
     clients: Clients,
     conns: Slab<Conn>,
     by_qp: HashMap<(usize, QpKey), usize>,
-    by_guid: HashMap<[u8; 16], HandleId>,
-    by_session: HashMap<u64, HandleId>,
+    /// Registrations. Each user has a name space of his own.
+    by_guid: HashMap<(u32, [u8; 16]), HandleId>,
+    by_session: HashMap<(u32, u64), HandleId>,
     by_token: HashMap<[u8; 16], usize>,
     /// Connections to pump in this turn.
     touched: Vec<usize>,
@@ -202,7 +221,8 @@ pub struct Engine {
     timers: BTreeSet<(Instant, usize)>,
     /// Processes are not accepted until then: the system had no descriptor for one.
     accept_rests: Option<Instant>,
-    unowned: usize,
+    unowned: Unowned,
+    memory: MemoryWatch,
     next_serial: u64,
     counters: EngineCounters,
     /// Connections refused or ended without an owner, by reason.
@@ -245,7 +265,8 @@ impl Engine {
             active: Vec::new(),
             timers: BTreeSet::new(),
             accept_rests: None,
-            unowned: 0,
+            unowned: Unowned::default(),
+            memory: MemoryWatch::default(),
             next_serial: 1,
             counters: EngineCounters::default(),
             rejected: BTreeMap::new(),

@@ -10,6 +10,7 @@ use log::{debug, info};
 
 use super::connection::{HeldPdu, Owner, Phase, LINGER, PRIVATE_RECEIVES};
 use super::handle::HandleId;
+use super::rights::ROOT;
 use super::{Engine, SUBMIT_BATCH};
 use crate::mem::MemSlice;
 use crate::ring::{flags, CqEntry, CqKind};
@@ -42,7 +43,8 @@ impl Engine {
             }
         };
         // Tier 1: the process that this client has already.
-        if let Some(&id) = self.by_guid.get(&request.client_guid) {
+        let server = self.conns[key].server;
+        if let Some(id) = self.owner_of_guid(server, request.client_guid) {
             match self.attach_routed(now, key, id) {
                 Ok(()) => return,
                 Err((_, text)) => {
@@ -112,10 +114,11 @@ impl Engine {
         let Some(pdu) = self.conns[key].held.front() else {
             return;
         };
+        let server = self.conns[key].server;
         let setup = router::parse_session_setup(&pdu.bytes);
         let routed = setup.and_then(|setup| {
-            let session = setup.route(|id| self.by_session.contains_key(&id))?;
-            Ok(self.by_session.get(&session).copied())
+            let session = setup.route(|id| self.owner_of_session(server, id).is_some())?;
+            Ok(self.owner_of_session(server, session))
         });
         match routed {
             Ok(Some(id)) => {
@@ -139,15 +142,21 @@ impl Engine {
     /// Attaches to a handle that has registered for it.
     fn attach_routed(&mut self, now: Instant, key: usize, id: HandleId) -> Result<(), Refused> {
         self.take_from(now, id.client, SUBMIT_BATCH);
-        self.check_room(key, id)?;
+        self.check_room(now, key, id)?;
         let owner = self.claim_index(id.client, key)?;
-        self.unowned -= 1;
+        self.unowned.remove(self.conns[key].counted);
         self.attach(now, key, owner, flags::ROUTED);
         Ok(())
     }
 
     /// Whether a handle can take a connection.
-    pub(super) fn check_room(&mut self, key: usize, id: HandleId) -> Result<(), Refused> {
+    pub(super) fn check_room(
+        &mut self,
+        now: Instant,
+        key: usize,
+        id: HandleId,
+    ) -> Result<(), Refused> {
+        self.check_memory(now)?;
         let conn = &self.conns[key];
         let need = conn.machine.negotiated().map_or(0, |n| n.max_receive_size);
         let gone = (libc::ENOENT, String::from("the handle is gone"));
@@ -228,7 +237,12 @@ impl Engine {
         if let Err(error) = getrandom::fill(&mut token) {
             return self.turn_away(now, key, &format!("no random bytes: {error}"), None);
         }
-        let Some(parent) = self.clients.parent() else {
+        // Not to the parent of another user, who became it meanwhile.
+        let server = self.conns[key].server;
+        let user = self.clients.parent_user();
+        let parent = self.clients.parent();
+        let parent = parent.filter(|_| user == Some(server) || user == Some(ROOT));
+        let Some(parent) = parent else {
             return self.turn_away(now, key, "no parent process to offer it to", None);
         };
         let entry = CqEntry {
@@ -238,11 +252,10 @@ impl Engine {
         if !parent.push_offer(&entry) {
             return self.turn_away(now, key, "the parent does not take its offers", None);
         }
-        let uid = self.clients.parent_uid();
         let conn = &mut self.conns[key];
         conn.phase = Phase::Offered;
         conn.token = Some(token);
-        conn.token_uid = uid;
+        conn.token_uid = server;
         conn.deadline = Some(deadline);
         self.by_token.insert(token, key);
     }

@@ -8,8 +8,9 @@ use crate::ipc::{
 };
 
 impl Engine {
-    /// One page of the status.
-    pub(super) fn status(&mut self, now: Instant, from: u32) -> StatusPage {
+    /// One page of the status. A user who may not be the server sees only what is his own.
+    pub(super) fn status(&mut self, now: Instant, from: u32, uid: u32) -> StatusPage {
+        let sees_all = self.may_be_parent(uid);
         let seconds = |since: Instant| now.saturating_duration_since(since).as_secs();
         let engine = EngineStatus {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -34,6 +35,9 @@ impl Engine {
             let Some(handle) = &client.handle else {
                 continue;
             };
+            if !sees_all && handle.uid != uid {
+                continue;
+            }
             items.push(StatusItem::Handle(HandleStatus {
                 id: client.serial,
                 pid: handle.pid,
@@ -47,10 +51,13 @@ impl Engine {
             }));
         }
         for (key, conn) in &self.conns {
-            let owner_pid = conn
+            let owner = conn
                 .owner
-                .and_then(|owner| self.clients.handle(owner.handle))
-                .map(|h| h.pid);
+                .and_then(|owner| self.clients.handle(owner.handle));
+            if !sees_all && owner.as_ref().is_none_or(|handle| handle.uid != uid) {
+                continue;
+            }
+            let owner_pid = owner.map(|handle| handle.pid);
             let counters = conn.counters();
             let negotiated = conn.machine.negotiated();
             let stats = conn.machine.stats();

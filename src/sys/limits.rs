@@ -13,6 +13,12 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
+/// Bytes of memory that the machine has.
+pub fn physical_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit).max(1))
+}
+
 /// Lets this process have as many file descriptors as it may allow itself. Returns how many; `None`:
 /// without limit.
 pub fn raise_file_limit() -> Option<u64> {

@@ -19,7 +19,7 @@ pub use event::SelfEvent;
 #[cfg(test)]
 pub(crate) use fork_guard::in_forked_child;
 pub use fork_guard::ForkGuard;
-pub use limits::{is_exhaustion, raise_file_limit};
+pub use limits::{is_exhaustion, physical_memory, raise_file_limit};
 pub use memfd::Memfd;
 pub use net_device::{NetDevice, NetDevices};
 pub use pidfd::Pidfd;

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -41,15 +41,34 @@ impl EngineProcess {
         Self::spawn(shell, Self::path(name))
     }
 
+    /// Starts one that runs as a user of its own, with these arguments.
+    pub(crate) fn of_user(name: &str, uid: u32, arguments: &[&str]) -> Self {
+        use std::os::unix::process::CommandExt;
+        let socket = Self::path(name);
+        let copy = socket.with_extension("program");
+        copy_program(Path::new(env!("CARGO_BIN_EXE_smbdirect")), &copy);
+        let mut program = Command::new(&copy);
+        program.uid(uid).gid(uid).current_dir("/");
+        let engine = Self::spawn_with(program, socket, arguments);
+        std::fs::remove_file(copy).unwrap();
+        engine
+    }
+
     fn path(name: &str) -> PathBuf {
         let name = format!("smbdirect-faults-{name}-{}", std::process::id());
         std::env::temp_dir().join(name)
     }
 
-    fn spawn(mut program: Command, socket: PathBuf) -> Self {
+    fn spawn(program: Command, socket: PathBuf) -> Self {
+        Self::spawn_with(program, socket, &[])
+    }
+
+    /// Starts one by `program`, which runs what its arguments name.
+    pub(crate) fn spawn_with(mut program: Command, socket: PathBuf, arguments: &[&str]) -> Self {
         let mut child = program
             .args(["engine", "--socket"])
             .arg(&socket)
+            .args(arguments)
             .env("SMBDIRECT_LOG", "error")
             .stdout(Stdio::piped())
             .spawn()
@@ -57,6 +76,11 @@ impl EngineProcess {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap() == "ready"));
         Self { child, socket }
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn proc(&self, file: &str) -> PathBuf {
@@ -113,6 +137,13 @@ impl Drop for EngineProcess {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
     }
+}
+
+/// Copies a program to where other users reach it. A process of its own does it: a fork of another
+/// test could keep a file that is open for writing here, which then could not be run.
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
 }
 
 /// Connections with this ClientGuid come to `handle`.

@@ -36,10 +36,15 @@ pub(crate) struct Args {
     /// engine listens where handles ask it to (smbd_listen) [port: 5445]
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     pub(crate) listen: Vec<String>,
-    /// User id that may open handles, may be given several times; root and the engine's own user
-    /// always may. It needs a --socket-mode that lets this user reach the socket
+    /// User id that may open handles and connect out, but has no part in connections that come in;
+    /// may be given several times. Root and the engine's own user always may. It needs a
+    /// --socket-mode that lets this user reach the socket
     #[arg(long, value_name = "UID")]
     pub(crate) allow_uid: Vec<u32>,
+    /// User id that may be the server: open the parent handle, and get connections that come in
+    /// while one of its processes is the parent; may be given several times
+    #[arg(long, value_name = "UID")]
+    pub(crate) allow_parent_uid: Vec<u32>,
     /// File mode of the control socket, octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     pub(crate) socket_mode: u32,
@@ -51,6 +56,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_unowned: u32,
+    /// As many of them from one peer (an IPv4 address, an IPv6 /64) [default: a quarter of
+    /// --max-unowned]
+    #[arg(long, value_name = "COUNT", hide_default_value = true, default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) max_unowned_per_peer: u32,
+    /// MiB of shared memory in use, all smbds together, beyond which further handles and connections
+    /// are refused [default: half of the machine's memory]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub(crate) max_memory: Option<u64>,
     /// Seconds an offered connection waits for an smbd to take it
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = parse_seconds)]
     pub(crate) offer_timeout: Duration,
@@ -70,7 +84,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(limit) = smbdirect::sys::raise_file_limit() {
         log::debug!("limit of open files: {limit}");
     }
-    check_reach(&args.allow_uid, args.socket_mode)?;
+    check_reach("--allow-uid", &args.allow_uid, args.socket_mode)?;
+    check_reach(
+        "--allow-parent-uid",
+        &args.allow_parent_uid,
+        args.socket_mode,
+    )?;
+    let default = Config::default();
     let options = ListenOptions { crc: args.crc };
     let listen = args
         .listen
@@ -82,11 +102,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         socket_mode: args.socket_mode,
         listen,
         allow_uids: args.allow_uid.clone(),
+        allow_parent_uids: args.allow_parent_uid.clone(),
         max_connections: args.max_connections as usize,
         max_unowned: args.max_unowned as usize,
+        max_unowned_per_peer: args.max_unowned_per_peer as usize,
+        max_memory: args.max_memory.map_or(default.max_memory, |mib| mib << 20),
         offer_timeout: args.offer_timeout,
         busy_poll: Duration::from_micros(args.busy_poll.into()),
-        ..Config::default()
+        ..default
     };
     let failed = |error: EngineError| Failure::Failed(error.to_string());
     let engine = Engine::new(config).map_err(failed)?;
@@ -99,12 +122,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// To connect to a socket takes the right to write: a user who is let in has to be able to reach it.
-fn check_reach(allow_uid: &[u32], mode: u32) -> Result<(), Failure> {
+fn check_reach(option: &str, allow_uid: &[u32], mode: u32) -> Result<(), Failure> {
     let own = rustix::process::geteuid().as_raw();
     let stranger = allow_uid.iter().find(|&&uid| uid != 0 && uid != own);
     match stranger {
         Some(uid) if mode & 0o022 == 0 => Err(Failure::Usage(format!(
-            "--allow-uid {uid} has no effect with --socket-mode {mode:03o}, which lets only user \
+            "{option} {uid} has no effect with --socket-mode {mode:03o}, which lets only user \
              {own} connect: add --socket-mode 660 and put the socket into a directory whose group \
              it inherits (chmod g+s), or --socket-mode 666"
         ))),

@@ -5,7 +5,7 @@ mod delivery;
 mod work;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -95,6 +95,10 @@ pub(super) struct Conn {
     pub(super) qp: QpKey,
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
+    /// The address it counts under while it has no owner.
+    pub(super) counted: IpAddr,
+    /// The user whose server it came to; of one that we made, nobody's.
+    pub(super) server: u32,
     pub(super) role: Role,
     pub(super) machine: proto::Connection<u32, u32>,
     pub(super) phase: Phase,
@@ -143,6 +147,7 @@ impl Conn {
         qp: QpKey,
         local: SocketAddr,
         peer: SocketAddr,
+        server: u32,
         role: Role,
         params: &proto::Params,
         now: Instant,
@@ -155,6 +160,8 @@ impl Conn {
             qp,
             local,
             peer,
+            counted: peer.ip(),
+            server,
             role,
             machine,
             phase: Phase::Negotiating,
