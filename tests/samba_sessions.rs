@@ -28,11 +28,13 @@ fn every_dialect_signs_and_moves_files() {
         Signing::Always,
         Signing::AlwaysGmac,
         Signing::AlwaysCmac,
+        Signing::AlwaysHmac,
     ];
     let data = noise(300_000, 1);
     for dialect in Dialect::ALL {
         for signing in signings {
-            if signing == Signing::AlwaysGmac && dialect != Dialect::Smb311 {
+            let is_of_311 = matches!(signing, Signing::AlwaysGmac | Signing::AlwaysHmac);
+            if is_of_311 && dialect != Dialect::Smb311 {
                 continue;
             }
             for direct in [false, true] {

@@ -10,13 +10,16 @@ use smb_msg::{
     CreateResponse, EchoRequest, FileId, FlushRequest, FsctlCodes, ImpersonationLevel,
     IoctlRequest, IoctlRequestFlags, IoctlResponse, NetworkInterfacesInfo, NotifyFilter,
     NotifyFlags, OplockLevel, QueryDirectoryFlags, QueryDirectoryRequest, QueryDirectoryResponse,
-    ShareAccessFlags, TreeConnectRequest, TreeDisconnectRequest, WriteResponse,
+    ShareAccessFlags, TreeConnectRequest, TreeConnectResponse, TreeDisconnectRequest,
+    WriteResponse,
 };
 
 use super::connection::Connection;
 use super::direct::Memory;
 use super::error::{status, SmbError};
-use super::message::{ReadRequest, Request, Response, WriteRequest};
+use super::message::{ReadRequest, Request, Response, WriteRequest, READ_TRANSFORM};
+use super::payload::Protection;
+use super::transform::RdmaTransform;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +161,24 @@ impl Connection {
     pub fn tree_connect(&mut self, share: &str) -> Result<u32, SmbError> {
         let body = TreeConnectRequest::new(share);
         let response = self.call(Request::new(Command::TreeConnect, &body)?)?;
-        let tree_id = response.header.tree_id;
-        tree_id.ok_or_else(|| SmbError::Message("a TREE_CONNECT response without TreeId".into()))
+        let encrypts = response
+            .body::<TreeConnectResponse>()?
+            .share_flags
+            .encrypt_data();
+        let tree_id = response
+            .header
+            .tree_id
+            .ok_or_else(|| SmbError::Message("a TREE_CONNECT response without TreeId".into()))?;
+        match &self.channel.crypt {
+            Some(crypt) => crypt.set_tree(tree_id, encrypts),
+            None if encrypts => {
+                return Err(SmbError::Usage(format!(
+                    "{share} wants encryption: offer a cipher that the server has"
+                )))
+            }
+            None => {}
+        }
+        Ok(tree_id)
     }
 
     /// Disconnects from a share.
@@ -243,10 +262,10 @@ impl Connection {
     }
 
     /// Reads `length` bytes into registered memory. Returns how many the server placed, and its
-    /// response.
+    /// response. What came with an RDMA transform is verified and decrypted.
     ///
     /// # Errors
-    /// See [`Connection::tree_connect`].
+    /// See [`Connection::tree_connect`] and [`Connection::open_payload`].
     pub fn rdma_read(
         &mut self,
         tree_id: u32,
@@ -258,18 +277,20 @@ impl Connection {
     ) -> Result<(u32, Response), SmbError> {
         let request = ReadRequest::rdma(file_id, offset, length, channel, memory.descriptors());
         let response = self.call(request.to_request(tree_id)?)?;
+        let remaining = self.open_payload(&response, memory.memory())?;
         let result = response.read_result()?;
-        if !result.data.is_empty() {
+        if !result.data.is_empty() && result.flags & READ_TRANSFORM == 0 {
             let inside = result.data.len();
             return Err(SmbError::Message(format!(
                 "a READ response with {inside} bytes inside instead of by RDMA"
             )));
         }
-        Ok((result.data_remaining, response))
+        Ok((remaining, response))
     }
 
     /// Writes the first `length` bytes of registered memory. Returns how many the server wrote,
-    /// and its response.
+    /// and its response. With an RDMA transform if there is one for the session; encryption is in
+    /// place, see [`Connection::seal_payload`]. Without, data goes as it is.
     ///
     /// # Errors
     /// See [`Connection::tree_connect`].
@@ -282,7 +303,16 @@ impl Connection {
         channel: u32,
         memory: &Memory,
     ) -> Result<(u32, Response), SmbError> {
-        let request = WriteRequest::rdma(file_id, offset, length, channel, memory.descriptors());
+        let protection = self.protection(tree_id).unwrap_or(Protection::Plain);
+        let transform = self.seal_payload(protection, memory.memory(), length as usize)?;
+        let descriptors = memory.descriptors();
+        let request = match transform {
+            Some(transform) => {
+                let transform = RdmaTransform::of_write(channel, transform, descriptors);
+                WriteRequest::transformed(file_id, offset, length, &transform, descriptors)
+            }
+            None => WriteRequest::rdma(file_id, offset, length, channel, descriptors),
+        };
         let response = self.call(request.to_request(tree_id)?)?;
         Ok((response.written()?, response))
     }

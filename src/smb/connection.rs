@@ -1,9 +1,9 @@
 //! One connection: message ids, credits, signatures, requests in flight.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Cursor;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use binrw::BinWrite;
@@ -11,6 +11,7 @@ use smb_msg::{CancelRequest, Command, Header, HeaderFlags, SigningAlgorithmId};
 
 use super::crypto::{Preauth, Signer, HEADER};
 use super::direct::Direct;
+use super::encryption::{is_encrypted, Encryption, TRANSFORM_HEADER};
 use super::error::{status, SmbError};
 use super::message::{Request, Response};
 use super::negotiate::Negotiating;
@@ -29,6 +30,10 @@ pub struct Connection {
     /// The hash over the NEGOTIATE exchange.
     pub(super) preauth: Preauth,
     pub(super) channel: Channel,
+    /// Connection.RDMATransformIds.
+    pub(super) transforms: Vec<u16>,
+    /// For payloads on their way through a cipher.
+    pub(super) scratch: Vec<u8>,
     next_id: u64,
     credits: u32,
     in_flight: HashMap<MessageId, Pending>,
@@ -45,12 +50,48 @@ pub(super) struct Channel {
     pub(super) signs: bool,
     /// Responses are verified; not while the session is set up.
     pub(super) verifies: bool,
+    /// None before there are keys, for guests, and without a cipher.
+    pub(super) crypt: Option<Arc<Crypt>>,
+    /// Every request is encrypted.
+    pub(super) encrypts: bool,
+}
+
+/// What all channels of a session share to encrypt.
+pub(super) struct Crypt {
+    pub(super) encryption: Encryption,
+    /// Trees whose share wants encryption.
+    trees: Mutex<HashSet<u32>>,
+}
+
+impl Crypt {
+    pub(super) fn new(encryption: Encryption) -> Self {
+        Self {
+            encryption,
+            trees: Mutex::default(),
+        }
+    }
+
+    /// `[MS-SMB2] 3.2.5.5`: TreeConnect.EncryptData.
+    pub(super) fn set_tree(&self, tree_id: u32, encrypts: bool) {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        if encrypts {
+            trees.insert(tree_id);
+        } else {
+            trees.remove(&tree_id);
+        }
+    }
+
+    fn has_tree(&self, tree_id: u32) -> bool {
+        let trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        trees.contains(&tree_id)
+    }
 }
 
 /// A request that was sent.
 #[derive(Debug, Default)]
 struct Pending {
     is_signed: bool,
+    is_encrypted: bool,
     was_pending: bool,
     async_id: Option<u64>,
     invalidated_by_interim: Option<u32>,
@@ -62,6 +103,7 @@ pub(super) struct Built {
     pub(super) head: Vec<u8>,
     tail: Option<Arc<Vec<u8>>>,
     is_signed: bool,
+    is_encrypted: bool,
 }
 
 impl Connection {
@@ -98,10 +140,13 @@ impl Connection {
                 max_read_size: 65_536,
                 max_write_size: 65_536,
                 server_guid: [0; 16],
+                cipher: None,
                 algorithm: SigningAlgorithmId::AesCmac,
             },
             preauth: Preauth::new(),
             channel: Channel::default(),
+            transforms: Vec::new(),
+            scratch: Vec::new(),
             next_id: 0,
             // `[MS-SMB2] 3.2.5.1.4`: a new connection has one.
             credits: 1,
@@ -113,6 +158,11 @@ impl Connection {
     /// What NEGOTIATE agreed on.
     pub fn negotiated(&self) -> &Negotiated {
         &self.negotiated
+    }
+
+    /// The RDMA transforms that NEGOTIATE agreed on, of [`transform_id`](super::transform_id).
+    pub fn transforms(&self) -> &[u16] {
+        &self.transforms
     }
 
     /// The SMB Direct side.
@@ -181,7 +231,7 @@ impl Connection {
         self.wait_for_credits(charge)?;
         let last = requests.len().saturating_sub(1);
         let mut message = Vec::new();
-        let mut ids = Vec::new();
+        let mut all = Vec::new();
         for (index, mut request) in requests.into_iter().enumerate() {
             if let Some(tail) = request.tail.take() {
                 request.head.extend_from_slice(&tail);
@@ -195,14 +245,18 @@ impl Connection {
             let flags = HeaderFlags::new().with_related_operations(is_related && index != 0);
             let built = self.build_with(request, flags, next_command)?;
             message.extend_from_slice(&built.head);
-            ids.push((built.id, built.is_signed));
+            all.push(built);
         }
-        let deadline = Instant::now() + self.options.patience;
-        self.transport.send(&[&message], deadline)?;
-        for &(id, is_signed) in &ids {
-            self.remember(id, is_signed);
+        // One message is encrypted as a whole: `[MS-SMB2] 3.2.4.1.8`.
+        let is_encrypted = all.iter().any(|it| it.is_encrypted);
+        self.transmit(&message, &[], is_encrypted)?;
+        let mut ids = Vec::new();
+        for built in &mut all {
+            built.is_encrypted = is_encrypted;
+            self.remember(built);
+            ids.push(built.id);
         }
-        Ok(ids.into_iter().map(|(id, _)| id).collect())
+        Ok(ids)
     }
 
     /// The final response to a request, whatever its status.
@@ -278,7 +332,9 @@ impl Connection {
         };
         let async_id = pending.async_id;
         let mut request = Request::new(Command::Cancel, &CancelRequest::default())?;
-        let signer = self.channel.signer.clone().filter(|_| self.channel.signs);
+        let is_encrypted = pending.is_encrypted;
+        let signs = self.channel.signs && !is_encrypted;
+        let signer = self.channel.signer.clone().filter(|_| signs);
         let flags = HeaderFlags::new()
             .with_async_command(async_id.is_some())
             .with_signed(signer.is_some());
@@ -299,8 +355,7 @@ impl Connection {
         if let Some(signer) = signer {
             signer.sign(&mut request.head, &[]);
         }
-        let deadline = Instant::now() + self.options.patience;
-        self.transport.send(&[&request.head], deadline)
+        self.transmit(&request.head, &[], is_encrypted)
     }
 
     /// Gives the memory of a response back for the next ones.
@@ -317,18 +372,29 @@ impl Connection {
     /// Sends a built message.
     pub(super) fn send(&mut self, built: &Built) -> Result<(), SmbError> {
         let tail = built.tail.as_deref().map_or(&[][..], Vec::as_slice);
-        let deadline = Instant::now() + self.options.patience;
-        self.transport.send(&[&built.head, tail], deadline)?;
-        self.remember(built.id, built.is_signed);
+        self.transmit(&built.head, tail, built.is_encrypted)?;
+        self.remember(built);
         Ok(())
     }
 
-    fn remember(&mut self, id: MessageId, is_signed: bool) {
+    fn transmit(&mut self, head: &[u8], tail: &[u8], is_encrypted: bool) -> Result<(), SmbError> {
+        let deadline = Instant::now() + self.options.patience;
+        if !is_encrypted {
+            return self.transport.send(&[head, tail], deadline);
+        }
+        let crypt = self.channel.crypt.as_ref().ok_or_else(no_keys)?;
+        let id = self.channel.session_id;
+        let sealed = crypt.encryption.seal_message(id, &[head, tail])?;
+        self.transport.send(&[&sealed], deadline)
+    }
+
+    fn remember(&mut self, built: &Built) {
         let pending = Pending {
-            is_signed,
+            is_signed: built.is_signed,
+            is_encrypted: built.is_encrypted,
             ..Pending::default()
         };
-        self.in_flight.insert(id, pending);
+        self.in_flight.insert(built.id, pending);
     }
 
     fn build_with(
@@ -345,10 +411,18 @@ impl Connection {
         let wanted = missing.max(charge.into()).min(u16::MAX.into());
         // `[MS-SMB2] 3.2.4.2.4`: TREE_CONNECT of 3.1.1 is signed, so that nobody can have tampered
         // with the negotiation.
-        let is_due = self.channel.signs
-            || request.is_signed
-            || (request.command == Command::TreeConnect
-                && self.negotiated.dialect == Dialect::Smb311);
+        let is_encrypted = request
+            .is_encrypted
+            .unwrap_or_else(|| self.channel.encrypts || self.is_encrypted_tree(request.tree_id));
+        if is_encrypted && self.channel.crypt.is_none() {
+            return Err(no_keys());
+        }
+        // What is encrypted is not signed: `[MS-SMB2] 3.2.4.1.1`.
+        let is_due = !is_encrypted
+            && (self.channel.signs
+                || request.is_signed
+                || (request.command == Command::TreeConnect
+                    && self.negotiated.dialect == Dialect::Smb311));
         let signer = self.channel.signer.as_ref().filter(|_| is_due);
         let header = Header {
             credit_charge: charge,
@@ -374,6 +448,7 @@ impl Connection {
             head,
             tail: request.tail,
             is_signed: signer.is_some(),
+            is_encrypted,
         })
     }
 
@@ -394,7 +469,18 @@ impl Connection {
     /// Takes one message, which may have several responses in it.
     fn receive(&mut self, deadline: Instant) -> Result<(), SmbError> {
         let message = self.transport.receive(deadline)?;
-        let bytes = message.bytes;
+        let mut bytes = message.bytes;
+        let is_encrypted = is_encrypted(&bytes);
+        if is_encrypted {
+            let crypt = self.channel.crypt.as_ref().ok_or_else(no_keys)?;
+            let id = self.channel.session_id;
+            bytes = crypt.encryption.open_message(id, bytes)?;
+        }
+        let parse = |bytes| {
+            let mut response = Response::parse(bytes, message.invalidated)?;
+            response.is_encrypted = is_encrypted;
+            Ok::<_, SmbError>(response)
+        };
         let mut at = 0;
         loop {
             let rest = bytes.get(at..).unwrap_or_default();
@@ -404,13 +490,13 @@ impl Connection {
                 .map_or(0, u32::from_le_bytes) as usize;
             if next == 0 {
                 let last = if at == 0 { bytes } else { rest.to_vec() };
-                return self.handle(Response::parse(last, message.invalidated)?);
+                return self.handle(parse(last)?);
             }
             let part = rest
                 .get(..next)
                 .filter(|part| part.len() >= HEADER)
                 .ok_or_else(|| SmbError::Message(format!("NextCommand {next} in a response")))?;
-            self.handle(Response::parse(part.to_vec(), message.invalidated)?)?;
+            self.handle(parse(part.to_vec())?)?;
             at += next;
         }
     }
@@ -439,8 +525,23 @@ impl Connection {
         Ok(())
     }
 
-    /// `[MS-SMB2] 3.2.5.1.3`.
+    pub(super) fn is_encrypted_tree(&self, tree_id: u32) -> bool {
+        let crypt = self.channel.crypt.as_ref();
+        crypt.is_some_and(|it| it.has_tree(tree_id))
+    }
+
+    /// `[MS-SMB2] 3.2.5.1.3`; what was encrypted needs no signature, and nothing else will do as
+    /// the answer to what was encrypted.
     fn verify(&self, response: &Response, pending: &Pending) -> Result<(), SmbError> {
+        if response.is_encrypted {
+            return Ok(());
+        }
+        if pending.is_encrypted && !is_excused(&response.header) {
+            return Err(SmbError::Signature(format!(
+                "{} response with status {:#010x}: not encrypted",
+                response.header.command, response.header.status
+            )));
+        }
         let Some(signer) = &self.channel.signer else {
             return Ok(());
         };
@@ -457,11 +558,7 @@ impl Connection {
             }
             return Ok(());
         }
-        let is_excused = matches!(
-            header.status,
-            status::USER_SESSION_DELETED | status::NETWORK_SESSION_EXPIRED
-        );
-        if pending.is_signed && !is_excused {
+        if pending.is_signed && !is_excused(header) {
             return Err(SmbError::Signature(format!(
                 "{} response with status {:#010x}: not signed",
                 header.command, header.status
@@ -469,6 +566,18 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// The server may have no key of the session any more.
+fn is_excused(header: &Header) -> bool {
+    matches!(
+        header.status,
+        status::USER_SESSION_DELETED | status::NETWORK_SESSION_EXPIRED
+    )
+}
+
+fn no_keys() -> SmbError {
+    SmbError::Usage("an encrypted message on a channel that has no keys for it".into())
 }
 
 fn write_header(header: &Header, message: &mut [u8]) -> Result<(), SmbError> {
@@ -480,7 +589,7 @@ fn stray(id: MessageId) -> SmbError {
     SmbError::Message(format!("a response to {id:?}, which is not in flight"))
 }
 
-/// Header and fixed part of a READ response, a little more.
-const READ_HEADER: usize = 128;
-/// Header and fixed part of a WRITE request, a little more.
-const WRITE_HEADER: usize = 128;
+/// Headers and fixed part of a READ response, a little more.
+const READ_HEADER: usize = 80 + TRANSFORM_HEADER;
+/// Headers and fixed part of a WRITE request, a little more.
+const WRITE_HEADER: usize = 112 + TRANSFORM_HEADER;

@@ -23,8 +23,11 @@ pub enum SmbError {
     },
     /// A message does not have the form it must have.
     Message(String),
-    /// A response is not signed as it must be.
+    /// A response or its data is not signed or encrypted as it must be.
     Signature(String),
+    /// Data by RDMA does not come as it must: STATUS_INVALID_NETWORK_RESPONSE of
+    /// `[MS-SMB2] 3.2.5.11`.
+    InvalidResponse(String),
     /// The server's authentication message makes no sense.
     Authentication(String),
     /// The caller asked for what cannot be.
@@ -48,6 +51,7 @@ impl fmt::Display for SmbError {
             | Self::TimedOut(text)
             | Self::Message(text)
             | Self::Signature(text)
+            | Self::InvalidResponse(text)
             | Self::Authentication(text)
             | Self::Usage(text) => f.write_str(text),
             Self::Status { command, status } => write!(
@@ -93,6 +97,10 @@ pub mod status {
     pub const END_OF_FILE: u32 = 0xc000_0011;
     /// Authentication goes on.
     pub const MORE_PROCESSING_REQUIRED: u32 = 0xc000_0016;
+    /// A signature is wrong.
+    pub const INVALID_SIGNATURE: u32 = 0xc000_a000;
+    /// The tag of what was encrypted is wrong, or its nonce or tag has a wrong length.
+    pub const AUTH_TAG_MISMATCH: u32 = 0xc000_a002;
     /// Not allowed.
     pub const ACCESS_DENIED: u32 = 0xc000_0022;
     /// The name is not there.

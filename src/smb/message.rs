@@ -9,6 +9,7 @@ use smb_msg::{Command, FileId, Header};
 use super::channel;
 use super::crypto::HEADER;
 use super::error::{status, SmbError};
+use super::transform::RdmaTransform;
 use crate::wire::BufferDescriptor;
 
 /// A request on its way to become a message: everything but what the connection knows.
@@ -22,6 +23,8 @@ pub struct Request {
     pub(super) tree_id: u32,
     pub(super) payload: u32,
     pub(super) is_signed: bool,
+    /// None: as session and share want it.
+    pub(super) is_encrypted: Option<bool>,
 }
 
 impl Request {
@@ -43,6 +46,7 @@ impl Request {
             tree_id: 0,
             payload: 0,
             is_signed: false,
+            is_encrypted: None,
         })
     }
 
@@ -67,6 +71,13 @@ impl Request {
         self
     }
 
+    /// Encrypts it, or does not, whatever the session asks for.
+    #[must_use]
+    pub fn encrypted(mut self, is_encrypted: bool) -> Self {
+        self.is_encrypted = Some(is_encrypted);
+        self
+    }
+
     /// Credits it costs: one for each 64 KiB begun.
     pub(super) fn charge(&self) -> u16 {
         let charge = self.payload.saturating_sub(1) / 65_536 + 1;
@@ -85,6 +96,8 @@ pub struct Response {
     pub was_pending: bool,
     /// The token that came with an interim response, which must not invalidate.
     pub invalidated_by_interim: Option<u32>,
+    /// It came in an encrypted message.
+    pub is_encrypted: bool,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -101,6 +114,7 @@ impl Response {
             invalidated,
             was_pending: false,
             invalidated_by_interim: None,
+            is_encrypted: false,
             bytes,
         })
     }
@@ -164,6 +178,7 @@ impl Response {
         Ok(ReadResult {
             data_offset: body.data_offset,
             data_remaining: body.data_remaining,
+            flags: body.flags,
             data,
         })
     }
@@ -176,7 +191,9 @@ pub struct ReadResult<'a> {
     pub data_offset: u8,
     /// DataRemaining: bytes that went by RDMA.
     pub data_remaining: u32,
-    /// Data inside the message.
+    /// Flags; of 3.1.1 only.
+    pub flags: u32,
+    /// Data inside the message; the transform, if [`READ_TRANSFORM`] is in Flags.
     pub data: &'a [u8],
 }
 
@@ -188,7 +205,11 @@ struct ReadResponse {
     _reserved: u8,
     data_length: u32,
     data_remaining: u32,
+    flags: u32,
 }
+
+/// SMB2_READFLAG_RESPONSE_RDMA_TRANSFORM: `[MS-SMB2] 2.2.20`.
+pub const READ_TRANSFORM: u32 = 1;
 
 /// SMB2 READ request, every field free: `[MS-SMB2] 2.2.19`.
 #[derive(Debug, Clone, BinWrite)]
@@ -339,6 +360,23 @@ impl WriteRequest {
             flags: 0,
             channel_info,
             data: None,
+        }
+    }
+
+    /// The server fetches `length` bytes from our memory, and transforms them back.
+    pub fn transformed(
+        file_id: FileId,
+        offset: u64,
+        length: u32,
+        transform: &RdmaTransform,
+        descriptors: &[BufferDescriptor],
+    ) -> Self {
+        let channel_info = transform.channel_info(descriptors);
+        Self {
+            channel: channel::RDMA_TRANSFORM,
+            channel_info_length: channel_info.len() as u16,
+            channel_info,
+            ..Self::rdma(file_id, offset, length, channel::RDMA_TRANSFORM, &[])
         }
     }
 

@@ -7,17 +7,20 @@ use std::time::Instant;
 use binrw::BinWrite;
 use smb_dtyp::Guid;
 use smb_msg::{
-    Command, GlobalCapabilities, HashAlgorithm, NegotiateContext, NegotiateDialect,
-    NegotiateRequest, NegotiateResponse, NegotiateSecurityMode, PreauthIntegrityCapabilities,
-    SigningAlgorithmId, SigningCapabilities,
+    Command, EncryptionCapabilities, GlobalCapabilities, HashAlgorithm, NegotiateContext,
+    NegotiateContextValue, NegotiateDialect, NegotiateRequest, NegotiateResponse,
+    NegotiateSecurityMode, PreauthIntegrityCapabilities, RdmaTransformId, SigningAlgorithmId,
+    SigningCapabilities,
 };
 
+use super::cipher::Cipher;
 use super::connection::{Built, Connection};
 use super::direct::Direct;
 use super::error::SmbError;
 use super::message::Request;
 use super::options::{Dialect, Negotiated, Options, Profile};
 use super::tcp::Tcp;
+use super::transform::transform_id;
 use super::transport::Transport;
 
 /// A connection whose NEGOTIATE was sent and is not answered yet. For several that negotiate at the
@@ -53,7 +56,11 @@ impl Negotiating {
     fn begin(transport: Transport, options: &Options) -> Result<Self, SmbError> {
         let mut connection = Connection::new(transport, options);
         let body = negotiate_request(options)?;
-        let request = connection.build(Request::new(Command::Negotiate, &body)?)?;
+        let mut request = Request::new(Command::Negotiate, &body)?;
+        for (kind, data) in contexts(options) {
+            append_context(&mut request.head, kind, &data)?;
+        }
+        let request = connection.build(request)?;
         connection.send(&request)?;
         Ok(Self {
             connection,
@@ -73,9 +80,125 @@ impl Negotiating {
         let response = connection.wait(request.id)?.success()?;
         connection.preauth.add(&request.head);
         connection.preauth.add(&response.bytes);
-        connection.negotiated = negotiated(&connection.options, &response.body()?)?;
+        let body = response.body()?;
+        connection.negotiated = negotiated(&connection.options, &body)?;
+        if connection.negotiated.dialect == Dialect::Smb311 {
+            connection.transforms = transforms(&connection.options, &body)?;
+        }
         Ok(connection)
     }
+}
+
+/// Contexts that `smb-msg` does not write as freely as tests want them.
+fn contexts(options: &Options) -> Vec<(u16, Vec<u8>)> {
+    let mut contexts = Vec::new();
+    if !options.dialects.contains(&Dialect::Smb311) {
+        return contexts;
+    }
+    if !options.transforms.is_empty() {
+        // `[MS-SMB2] 2.2.3.1.6`.
+        let mut data = (options.transforms.len() as u16).to_le_bytes().to_vec();
+        data.extend([0; 6]);
+        for id in &options.transforms {
+            data.extend(id.to_le_bytes());
+        }
+        contexts.push((RDMA_TRANSFORM_CAPABILITIES, data));
+    }
+    contexts.extend(options.contexts.iter().cloned());
+    contexts
+}
+
+/// Adds a context behind the others: `[MS-SMB2] 2.2.3.1`.
+fn append_context(message: &mut Vec<u8>, kind: u16, data: &[u8]) -> Result<(), SmbError> {
+    let missing = || SmbError::Usage("negotiate contexts go with 3.1.1 only".into());
+    let count = message.get_mut(CONTEXT_COUNT).ok_or_else(missing)?;
+    let number = u16::from_le_bytes([count[0], count[1]]);
+    if number == 0 {
+        return Err(missing());
+    }
+    count.copy_from_slice(&(number + 1).to_le_bytes());
+    message.resize(message.len().next_multiple_of(8), 0);
+    message.extend(kind.to_le_bytes());
+    message.extend((data.len() as u16).to_le_bytes());
+    message.extend([0; 4]);
+    message.extend(data);
+    Ok(())
+}
+
+/// NegotiateContextCount of a request.
+const CONTEXT_COUNT: std::ops::Range<usize> = 64 + 32..64 + 34;
+const RDMA_TRANSFORM_CAPABILITIES: u16 = 7;
+
+/// Connection.RDMATransformIds: `[MS-SMB2] 3.2.5.2`.
+fn transforms(options: &Options, response: &NegotiateResponse) -> Result<Vec<u16>, SmbError> {
+    let contexts = response.negotiate_context_list.iter().flatten();
+    let mut found = contexts.filter_map(|it| match &it.data {
+        NegotiateContextValue::RdmaTransformCapabilities(it) => Some(&it.transforms),
+        _ => None,
+    });
+    let Some(ids) = found.next() else {
+        return Ok(Vec::new());
+    };
+    let ids: Vec<u16> = ids
+        .iter()
+        .map(|id| match id {
+            RdmaTransformId::None => transform_id::NONE,
+            RdmaTransformId::Encryption => transform_id::ENCRYPTION,
+            RdmaTransformId::Signing => transform_id::SIGNING,
+        })
+        .collect();
+    let wrong = |what: &str| {
+        let offered = &options.transforms;
+        Err(SmbError::Message(format!(
+            "RDMA transforms {ids:?} for {offered:?} offered: {what}"
+        )))
+    };
+    if found.next().is_some() {
+        return wrong("more than one context");
+    }
+    if options.transforms.is_empty() {
+        return wrong("none was asked for");
+    }
+    let mut left = options.transforms.clone();
+    left.push(transform_id::NONE);
+    for id in &ids {
+        match left.iter().position(|it| it == id) {
+            Some(at) => left.remove(at),
+            None => return wrong("not offered, or twice"),
+        };
+    }
+    match ids[..] {
+        [] => wrong("TransformCount 0"),
+        [transform_id::NONE] => Ok(Vec::new()),
+        _ if ids.contains(&transform_id::NONE) => wrong("NONE among others"),
+        _ => Ok(ids),
+    }
+}
+
+/// `[MS-SMB2] 3.2.5.2`.
+fn cipher(
+    options: &Options,
+    dialect: Dialect,
+    response: &NegotiateResponse,
+) -> Result<Option<Cipher>, SmbError> {
+    if dialect != Dialect::Smb311 {
+        let has = response.capabilities.encryption();
+        return Ok(has.then_some(Cipher::Aes128Ccm));
+    }
+    let Some(context) = response.get_ctx_encryption_capabilities() else {
+        return Ok(None);
+    };
+    let [chosen] = context.ciphers[..] else {
+        let count = context.ciphers.len();
+        return Err(SmbError::Message(format!("{count} ciphers chosen")));
+    };
+    let chosen = Cipher::of(chosen);
+    if !options.ciphers.contains(&chosen) {
+        return Err(SmbError::Message(format!(
+            "the server chose {chosen:?}, which was not offered"
+        )));
+    }
+    Ok(Some(chosen))
 }
 
 /// `[MS-SMB2] 3.2.4.2.2.2`.
@@ -91,7 +214,12 @@ fn negotiate_request(options: &Options) -> Result<NegotiateRequest, SmbError> {
         let signing = SigningCapabilities {
             signing_algorithms: options.signing.algorithms(),
         };
-        contexts = Some(vec![preauth.into(), signing.into()]);
+        let mut list: Vec<NegotiateContext> = vec![preauth.into(), signing.into()];
+        if !options.ciphers.is_empty() {
+            let ciphers = options.ciphers.iter().map(|it| it.id()).collect();
+            list.push(EncryptionCapabilities { ciphers }.into());
+        }
+        contexts = Some(list);
     }
     let dialects = options.dialects.iter().map(|dialect| match dialect {
         Dialect::Smb300 => smb_msg::Dialect::Smb030,
@@ -104,7 +232,9 @@ fn negotiate_request(options: &Options) -> Result<NegotiateRequest, SmbError> {
             .with_signing_required(options.signing.is_required()),
         capabilities: GlobalCapabilities::new()
             .with_large_mtu(true)
-            .with_multi_channel(true),
+            .with_multi_channel(true)
+            // For 3.0 and 3.0.2.
+            .with_encryption(true),
         client_guid: Guid::try_from(&options.client_guid)?,
         dialects: dialects.collect(),
         negotiate_context_list: contexts,
@@ -140,6 +270,7 @@ fn negotiated(options: &Options, response: &NegotiateResponse) -> Result<Negotia
         max_read_size: response.max_read_size,
         max_write_size: response.max_write_size,
         server_guid: guid.into_inner(),
+        cipher: cipher(options, dialect, response)?,
         algorithm: chosen.unwrap_or(SigningAlgorithmId::AesCmac),
     })
 }

@@ -8,6 +8,8 @@ use crate::proto::Params;
 
 use smb_msg::SigningAlgorithmId;
 
+use super::cipher::Cipher;
+
 /// Dialects that SMB Direct may carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dialect {
@@ -35,6 +37,8 @@ pub enum Signing {
     AlwaysGmac,
     /// Always. AES-CMAC is the only one offered.
     AlwaysCmac,
+    /// Always. HMAC-SHA256 is the only one offered; needs 3.1.1.
+    AlwaysHmac,
 }
 
 impl Signing {
@@ -53,8 +57,18 @@ impl Signing {
             ],
             Self::AlwaysGmac => vec![SigningAlgorithmId::AesGmac],
             Self::AlwaysCmac => vec![SigningAlgorithmId::AesCmac],
+            Self::AlwaysHmac => vec![SigningAlgorithmId::HmacSha256],
         }
     }
+}
+
+/// When messages are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encrypting {
+    /// When the server requires it, for the session or for a share.
+    IfRequired,
+    /// All messages of the session.
+    Always,
 }
 
 /// What a connection offers in its NEGOTIATE, and how long it waits.
@@ -66,6 +80,15 @@ pub struct Options {
     pub client_guid: [u8; 16],
     /// How messages are signed.
     pub signing: Signing,
+    /// When messages are encrypted.
+    pub encrypting: Encrypting,
+    /// What SMB2_ENCRYPTION_CAPABILITIES offers, best first; nothing: no encryption with 3.1.1.
+    pub ciphers: Vec<Cipher>,
+    /// What SMB2_RDMA_TRANSFORM_CAPABILITIES offers, of [`transform_id`](super::transform_id);
+    /// nothing: it is not sent. It goes with 3.1.1 on any transport.
+    pub transforms: Vec<u16>,
+    /// Further negotiate contexts of 3.1.1, type and data, as they are. For tests.
+    pub contexts: Vec<(u16, Vec<u8>)>,
     /// SMB2 credits to hold, 1 to 8192; as many are asked for as are missing.
     pub credits: u16,
     /// How long anything may take.
@@ -73,7 +96,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Everything offered, a random ClientGuid.
+    /// Everything offered but RDMA transforms, a random ClientGuid.
     ///
     /// # Errors
     /// The operating system has no random bytes.
@@ -85,6 +108,10 @@ impl Options {
             dialects: Dialect::ALL.to_vec(),
             client_guid,
             signing: Signing::IfRequired,
+            encrypting: Encrypting::IfRequired,
+            ciphers: Cipher::ALL.to_vec(),
+            transforms: Vec::new(),
+            contexts: Vec::new(),
             credits: 512,
             patience: Duration::from_secs(60),
         })
@@ -125,6 +152,8 @@ pub struct Negotiated {
     pub max_write_size: u32,
     /// ServerGuid.
     pub server_guid: [u8; 16],
+    /// How sessions can be encrypted; none: not at all.
+    pub cipher: Option<Cipher>,
     pub(super) algorithm: SigningAlgorithmId,
 }
 

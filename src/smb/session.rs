@@ -5,12 +5,15 @@ use smb_msg::{
     SessionSetupResponse, SetupRequestFlags,
 };
 
-use super::connection::{Channel, Connection};
+use std::sync::Arc;
+
+use super::connection::{Channel, Connection, Crypt};
 use super::crypto::{Key, Preauth, Signer};
+use super::encryption::Encryption;
 use super::error::{status, SmbError};
 use super::message::{Request, Response};
 use super::ntlm;
-use super::options::{Credentials, Dialect};
+use super::options::{Credentials, Dialect, Encrypting};
 
 /// What further connections need to join a session.
 #[derive(Clone)]
@@ -20,6 +23,9 @@ pub struct Session {
     /// Session.SigningKey; none for guests.
     signer: Option<Signer>,
     signs: bool,
+    /// Session.EncryptionKey and so on; none for guests, and if no cipher was negotiated.
+    crypt: Option<Arc<Crypt>>,
+    encrypts: bool,
 }
 
 impl Session {
@@ -42,6 +48,11 @@ impl Session {
     pub fn signs(&self) -> bool {
         self.signs
     }
+
+    /// Every message is encrypted.
+    pub fn encrypts(&self) -> bool {
+        self.encrypts
+    }
 }
 
 /// How an authentication ended.
@@ -63,8 +74,16 @@ impl Connection {
         let id = done.last.header.session_id;
         let flags = done.last.body::<SessionSetupResponse>()?.session_flags;
         let mut signer = None;
+        let mut crypt = None;
         if !flags.is_guest_or_null_session() {
             signer = Some(self.channel_signer(&done)?);
+            crypt = self.crypt(&done)?;
+        }
+        let encrypts = flags.encrypt_data() || self.options.encrypting == Encrypting::Always;
+        if encrypts && crypt.is_none() {
+            return Err(SmbError::Usage(
+                "encryption is wanted: offer a cipher that the server has, and no guest".into(),
+            ));
         }
         let required = self.options.signing.is_required() || self.negotiated.signing_required;
         let session = Session {
@@ -72,6 +91,8 @@ impl Connection {
             dialect: self.negotiated.dialect,
             signs: required && signer.is_some(),
             signer,
+            crypt,
+            encrypts,
         };
         self.join(&session, session.signer.clone());
         Ok(session)
@@ -94,7 +115,8 @@ impl Connection {
             session_id: session.id,
             signer,
             signs: true,
-            verifies: false,
+            // `[MS-SMB2] 3.2.4.1.8`: a binding SESSION_SETUP is never encrypted.
+            ..Channel::default()
         };
         let flags = SetupRequestFlags::new().with_binding(true);
         let bound = self
@@ -127,7 +149,22 @@ impl Connection {
             signs: session.signs,
             signer,
             verifies: true,
+            crypt: session.crypt.clone(),
+            encrypts: session.encrypts,
         };
+    }
+
+    /// The keys with which messages of the session are encrypted, if both sides can.
+    fn crypt(&self, done: &Authenticated) -> Result<Option<Arc<Crypt>>, SmbError> {
+        let Some(cipher) = self.negotiated.cipher else {
+            return Ok(None);
+        };
+        // NTLMv2 gives 16 bytes, so the full session key is no longer than the session key.
+        let key = &done.session_key;
+        let dialect = self.negotiated.dialect;
+        let encryption = Encryption::derive(dialect, cipher, key, key, &done.preauth)
+            .ok_or_else(|| SmbError::Usage(format!("no keys for {cipher:?}")))?;
+        Ok(Some(Arc::new(Crypt::new(encryption))))
     }
 
     /// The key of this channel, with which the last response has to be signed.
@@ -137,7 +174,7 @@ impl Connection {
             self.negotiated.algorithm,
             &done.session_key,
             &done.preauth,
-        );
+        )?;
         if !done.last.header.flags.signed() || !signer.is_valid(&done.last.bytes) {
             return Err(SmbError::Signature(
                 "the last SESSION_SETUP response is not signed with the channel's key".into(),
