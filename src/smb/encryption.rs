@@ -218,7 +218,7 @@ mod tests {
         Encryption::derive(Dialect::Smb311, cipher, &key, &key, &preauth).unwrap()
     }
 
-    const ID_300: u64 = 0x8e4_0014_0000_11;
+    const ID_300: u64 = 0x0008_e400_1400_0011;
     const ID_311: u64 = 0x1000_0000_0025;
     /// From Microsoft's article "Encryption in SMB 3.0: A protocol perspective", AES-128-CCM.
     const REQUEST_300: &str = "
