@@ -17,12 +17,13 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
 LIBRARY    := $(RELEASE)/libsmbdirect.so
 
-.PHONY: help build run test torture lint bench bench-uml header install uninstall clean
+.PHONY: help build run test torture torment lint bench bench-uml header install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
 	@echo 'make test     build and run every test; the last line tells passed, failed, skipped'
 	@echo 'make torture  all smb2 tests of smbtorture, over SMB Direct and TCP (half an hour)'
+	@echo 'make torment  signals at random moments to client, smbd and engine, ROUNDS=200 (3 minutes)'
 	@echo 'make lint     rustfmt and clippy, warnings denied'
 	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
 	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
@@ -41,6 +42,9 @@ test:
 
 torture:
 	SMBDIRECT_TORTURE=all $(CARGO) test --test samba_torture -- --nocapture
+
+torment:
+	SMBDIRECT_TORMENT_ROUNDS=$(or $(ROUNDS),200) $(CARGO) test --test torment -- --nocapture
 
 lint:
 	$(CARGO) fmt --check

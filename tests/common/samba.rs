@@ -353,6 +353,11 @@ impl Server {
     pub(crate) fn restart_smbd(&mut self) {
         let group = Pid::from_raw(self.smbd_pid as i32).expect("a process id");
         kill_process_group(group, Signal::KILL).expect("the group is there");
+        self.respawn_smbd();
+    }
+
+    /// Starts smbd again once all its processes have ended; the first one was told to.
+    pub(crate) fn respawn_smbd(&mut self) {
         self.smbd = None;
         self.wait_until("smbd's children end", || self.smbd_children().is_empty());
         self.spawn_smbd();
@@ -419,6 +424,11 @@ impl Server {
         });
         self.proxy_port = port.expect("was waited for");
         self.proxy = Some(proxy);
+    }
+
+    /// The process id of smbd's parent.
+    pub(crate) fn smbd_pid(&self) -> u32 {
+        self.smbd_pid
     }
 
     /// What a file of the private folder contains.
