@@ -16,7 +16,7 @@ use super::error::{status, SmbError};
 use super::message::{Request, Response};
 use super::negotiate::Negotiating;
 use super::options::{Dialect, Negotiated, Options, Profile};
-use super::transport::Transport;
+use super::transport::{Carrier, Transport};
 
 /// A request in flight; its MessageId.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,6 +127,15 @@ impl Connection {
         Negotiating::direct(peer, profile, options)?.finish()
     }
 
+    /// Negotiates over a transport that the caller has connected: for tests that do below SMB2 what
+    /// no well-behaved transport does.
+    ///
+    /// # Errors
+    /// As [`Connection::tcp`].
+    pub fn over(carrier: Box<dyn Carrier>, options: &Options) -> Result<Self, SmbError> {
+        Negotiating::over(carrier, options)?.finish()
+    }
+
     /// A connection on which nothing was said yet.
     pub(super) fn new(transport: Transport, options: &Options) -> Self {
         Self {
@@ -168,11 +177,13 @@ impl Connection {
     /// The SMB Direct side.
     ///
     /// # Errors
-    /// This is a TCP connection.
+    /// This is a connection over TCP, or over the caller's transport.
     pub fn direct_mut(&mut self) -> Result<&mut Direct, SmbError> {
         match &mut self.transport {
             Transport::Direct(direct) => Ok(direct),
-            Transport::Tcp(_) => Err(SmbError::Usage("not an SMB Direct connection".into())),
+            Transport::Tcp(_) | Transport::Own(_) => {
+                Err(SmbError::Usage("not an SMB Direct connection".into()))
+            }
         }
     }
 

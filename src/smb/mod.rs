@@ -54,6 +54,7 @@ pub use payload::Protection;
 pub use session::Session;
 pub use smb_msg::{Command, FileId};
 pub use transform::{transform_id, transform_type, CryptoTransform, RdmaTransform};
+pub use transport::Carrier;
 
 /// Values of the Channel field of READ and WRITE: `[MS-SMB2] 2.2.19`.
 pub mod channel {

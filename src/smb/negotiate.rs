@@ -21,7 +21,7 @@ use super::message::Request;
 use super::options::{Dialect, Negotiated, Options, Profile};
 use super::tcp::Tcp;
 use super::transform::transform_id;
-use super::transport::Transport;
+use super::transport::{Carrier, Transport};
 
 /// A connection whose NEGOTIATE was sent and is not answered yet. For several that negotiate at the
 /// same moment.
@@ -51,6 +51,14 @@ impl Negotiating {
     ) -> Result<Self, SmbError> {
         let direct = Direct::connect(peer, profile, Instant::now() + options.patience)?;
         Self::begin(Transport::Direct(Box::new(direct)), options)
+    }
+
+    /// Sends NEGOTIATE over a transport of the caller's.
+    ///
+    /// # Errors
+    /// The transport's.
+    pub fn over(carrier: Box<dyn Carrier>, options: &Options) -> Result<Self, SmbError> {
+        Self::begin(Transport::Own(carrier), options)
     }
 
     fn begin(transport: Transport, options: &Options) -> Result<Self, SmbError> {

@@ -1,4 +1,4 @@
-//! One of the two transports.
+//! The transport of a connection: one of our two, or the caller's own.
 
 use std::time::Instant;
 
@@ -13,10 +13,32 @@ pub(super) struct Message {
     pub(super) invalidated: Option<u32>,
 }
 
+/// A transport of the caller's own: see [`Connection::over`](super::Connection::over).
+pub trait Carrier {
+    /// Sends one SMB2 message, made of `parts`.
+    ///
+    /// # Errors
+    /// The connection is gone, or the time is up.
+    fn send(&mut self, parts: &[&[u8]], deadline: Instant) -> Result<(), SmbError>;
+
+    /// The next SMB2 message, and the token of ours that the server invalidated with it.
+    ///
+    /// # Errors
+    /// As [`Carrier::send`].
+    fn receive(&mut self, deadline: Instant) -> Result<(Vec<u8>, Option<u32>), SmbError>;
+
+    /// Longest message that can be sent, bytes.
+    fn max_send(&self) -> usize;
+
+    /// Longest message that can be received, bytes.
+    fn max_receive(&self) -> usize;
+}
+
 /// A connected transport.
 pub(super) enum Transport {
     Tcp(Tcp),
     Direct(Box<Direct>),
+    Own(Box<dyn Carrier>),
 }
 
 impl Transport {
@@ -25,6 +47,7 @@ impl Transport {
         match self {
             Self::Tcp(tcp) => tcp.send(parts, deadline),
             Self::Direct(direct) => direct.send(parts, deadline),
+            Self::Own(carrier) => carrier.send(parts, deadline),
         }
     }
 
@@ -33,6 +56,10 @@ impl Transport {
         match self {
             Self::Tcp(tcp) => tcp.receive(deadline),
             Self::Direct(direct) => direct.receive(deadline),
+            Self::Own(carrier) => {
+                let (bytes, invalidated) = carrier.receive(deadline)?;
+                Ok(Message { bytes, invalidated })
+            }
         }
     }
 
@@ -41,6 +68,7 @@ impl Transport {
         match self {
             Self::Tcp(_) => super::tcp::MAX_MESSAGE,
             Self::Direct(direct) => direct.negotiated().max_fragmented_send_size as usize,
+            Self::Own(carrier) => carrier.max_send(),
         }
     }
 
@@ -49,6 +77,7 @@ impl Transport {
         match self {
             Self::Tcp(_) => super::tcp::MAX_MESSAGE,
             Self::Direct(direct) => direct.negotiated().max_fragmented_receive_size as usize,
+            Self::Own(carrier) => carrier.max_receive(),
         }
     }
 
