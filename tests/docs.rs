@@ -31,6 +31,30 @@ fn spec_map_names_what_exists() {
     assert!(missing.is_empty(), "not there: {missing:?}");
 }
 
+/// The cases of docs/conformance.md: each has its test.
+#[test]
+fn conformance_has_every_case() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    append(&root.join("tests/conformance"), &mut code);
+    let page = fs::read_to_string(root.join("docs/conformance.md")).unwrap();
+    let mut cases = Vec::new();
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let Ok(number) = cells[1].parse::<u32>() else {
+            continue;
+        };
+        let name = cells[2].trim_matches('`');
+        assert!(name.starts_with(&format!("case_{number:02}_")), "{row}");
+        assert!(code.contains(&format!("fn {name}()")), "no test: {row}");
+        assert!(cells[3].starts_with(|c: char| "123[".contains(c)), "{row}");
+        cases.push(number);
+    }
+    // Those between are about RDMA transforms.
+    let expected: Vec<_> = (1..=57).chain([91, 92]).collect();
+    assert_eq!(cases, expected);
+}
+
 /// Every file that a document links to.
 #[test]
 fn links_lead_somewhere() {
@@ -40,6 +64,7 @@ fn links_lead_somewhere() {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/architecture.md",
+        "docs/conformance.md",
         "docs/discovery.md",
         "docs/smbtorture.md",
         "docs/spec-map.md",
