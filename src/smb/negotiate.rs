@@ -7,8 +7,8 @@ use std::time::Instant;
 use binrw::BinWrite;
 use smb_dtyp::Guid;
 use smb_msg::{
-    Command, EncryptionCapabilities, GlobalCapabilities, HashAlgorithm, NegotiateContext,
-    NegotiateContextValue, NegotiateDialect, NegotiateRequest, NegotiateResponse,
+    Command, EncryptionCapabilities, EncryptionCipher, GlobalCapabilities, HashAlgorithm,
+    NegotiateContext, NegotiateContextValue, NegotiateDialect, NegotiateRequest, NegotiateResponse,
     NegotiateSecurityMode, PreauthIntegrityCapabilities, RdmaTransformId, SigningAlgorithmId,
     SigningCapabilities,
 };
@@ -17,7 +17,7 @@ use super::cipher::Cipher;
 use super::connection::{Built, Connection};
 use super::direct::Direct;
 use super::error::SmbError;
-use super::message::Request;
+use super::message::{Request, Response};
 use super::options::{Dialect, Negotiated, Options, Profile};
 use super::tcp::Tcp;
 use super::transform::transform_id;
@@ -88,8 +88,9 @@ impl Negotiating {
         let response = connection.wait(request.id)?.success()?;
         connection.preauth.add(&request.head);
         connection.preauth.add(&response.bytes);
+        let (response, has_cipher) = without_cipher_none(response);
         let body = response.body()?;
-        connection.negotiated = negotiated(&connection.options, &body)?;
+        connection.negotiated = negotiated(&connection.options, &body, has_cipher)?;
         if connection.negotiated.dialect == Dialect::Smb311 {
             connection.transforms = transforms(&connection.options, &body)?;
         }
@@ -133,8 +134,45 @@ fn append_context(message: &mut Vec<u8>, kind: u16, data: &[u8]) -> Result<(), S
     Ok(())
 }
 
+/// A server that has none of the ciphers offered answers with 0 (`[MS-SMB2] 3.3.5.4`), which
+/// `smb-msg` does not know. False: it was that, and now is one of those that it does know.
+fn without_cipher_none(mut response: Response) -> (Response, bool) {
+    let Some(at) = context_data(&response.bytes, ENCRYPTION_CAPABILITIES) else {
+        return (response, true);
+    };
+    match response.bytes.get_mut(at..at + 4) {
+        Some(data @ [1, 0, 0, 0]) => {
+            data[2] = EncryptionCipher::Aes128Ccm as u8;
+            (response, false)
+        }
+        _ => (response, true),
+    }
+}
+
+/// Where the data of a context is in a response of 3.1.1.
+fn context_data(message: &[u8], wanted: u16) -> Option<usize> {
+    let le16 = |at: usize| {
+        let bytes = message.get(at..at.checked_add(2)?)?;
+        Some(u16::from_le_bytes(bytes.try_into().ok()?))
+    };
+    if le16(64 + 4)? != smb_msg::Dialect::Smb0311 as u16 {
+        return None;
+    }
+    let offset = message.get(64 + 60..64 + 64)?;
+    let mut at = u32::from_le_bytes(offset.try_into().ok()?) as usize;
+    for _ in 0..le16(64 + 6)? {
+        if le16(at)? == wanted {
+            return Some(at + 8);
+        }
+        let length = usize::from(le16(at + 2)?);
+        at = at.checked_add(8 + length)?.next_multiple_of(8);
+    }
+    None
+}
+
 /// NegotiateContextCount of a request.
 const CONTEXT_COUNT: std::ops::Range<usize> = 64 + 32..64 + 34;
+const ENCRYPTION_CAPABILITIES: u16 = 2;
 const RDMA_TRANSFORM_CAPABILITIES: u16 = 7;
 
 /// Connection.RDMATransformIds: `[MS-SMB2] 3.2.5.2`.
@@ -241,8 +279,8 @@ fn negotiate_request(options: &Options) -> Result<NegotiateRequest, SmbError> {
         capabilities: GlobalCapabilities::new()
             .with_large_mtu(true)
             .with_multi_channel(true)
-            // For 3.0 and 3.0.2.
-            .with_encryption(true),
+            // 3.1.1 has a context for it, but smbd wants both.
+            .with_encryption(!options.ciphers.is_empty() || options.dialects != [Dialect::Smb311]),
         client_guid: Guid::try_from(&options.client_guid)?,
         dialects: dialects.collect(),
         negotiate_context_list: contexts,
@@ -250,7 +288,11 @@ fn negotiate_request(options: &Options) -> Result<NegotiateRequest, SmbError> {
 }
 
 /// `[MS-SMB2] 3.2.5.2`.
-fn negotiated(options: &Options, response: &NegotiateResponse) -> Result<Negotiated, SmbError> {
+fn negotiated(
+    options: &Options,
+    response: &NegotiateResponse,
+    has_cipher: bool,
+) -> Result<Negotiated, SmbError> {
     let dialect = match response.dialect_revision {
         NegotiateDialect::Smb030 => Dialect::Smb300,
         NegotiateDialect::Smb0302 => Dialect::Smb302,
@@ -278,7 +320,114 @@ fn negotiated(options: &Options, response: &NegotiateResponse) -> Result<Negotia
         max_read_size: response.max_read_size,
         max_write_size: response.max_write_size,
         server_guid: guid.into_inner(),
-        cipher: cipher(options, dialect, response)?,
+        cipher: match has_cipher {
+            true => cipher(options, dialect, response)?,
+            false => None,
+        },
         algorithm: chosen.unwrap_or(SigningAlgorithmId::AesCmac),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(transforms: &[u16]) -> Options {
+        Options {
+            transforms: transforms.to_vec(),
+            ..Options::new().unwrap()
+        }
+    }
+
+    /// The request that these options make.
+    fn request(options: &Options) -> Vec<u8> {
+        let body = negotiate_request(options).unwrap();
+        let mut request = Request::new(Command::Negotiate, &body).unwrap();
+        for (kind, data) in contexts(options) {
+            append_context(&mut request.head, kind, &data).unwrap();
+        }
+        request.head
+    }
+
+    /// `[MS-SMB2] 2.2.3.1.6`.
+    #[test]
+    fn transforms_are_asked_for_in_a_context_of_their_own() {
+        let without = request(&options(&[]));
+        let with = request(&options(&[1, 2]));
+        assert_eq!(with[CONTEXT_COUNT][0], without[CONTEXT_COUNT][0] + 1);
+        let at = without.len().next_multiple_of(8);
+        let context = [7, 0, 12, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0];
+        assert_eq!(with[at..], context);
+        let before = Options {
+            dialects: vec![Dialect::Smb300, Dialect::Smb302],
+            ..options(&[1, 2])
+        };
+        assert!(contexts(&before).is_empty());
+    }
+
+    /// A response of 3.1.1 with these contexts.
+    fn response(contexts: &[(u16, &[u8])]) -> Response {
+        let mut bytes = vec![0; 128];
+        bytes[..8].copy_from_slice(b"\xfeSMB\x40\0\0\0");
+        bytes[16] = 1;
+        bytes[64] = 65;
+        bytes[68..70].copy_from_slice(&0x311u16.to_le_bytes());
+        bytes[70] = contexts.len() as u8;
+        bytes[120] = 128;
+        bytes[124] = 128;
+        for (kind, data) in contexts {
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend((data.len() as u16).to_le_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(*data);
+        }
+        Response::parse(bytes, None).unwrap()
+    }
+
+    const PREAUTH: (u16, &[u8]) = (1, &[1, 0, 0, 0, 1, 0]);
+
+    fn chosen(asked: &[u16], contexts: &[(u16, &[u8])]) -> Result<Vec<u16>, SmbError> {
+        let body = response(&[&[PREAUTH], contexts].concat()).body()?;
+        transforms(&options(asked), &body)
+    }
+
+    #[test]
+    fn transforms_have_to_be_among_those_asked_for() {
+        let both: (u16, &[u8]) = (7, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0]);
+        let one: (u16, &[u8]) = (7, &[1, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        let none: (u16, &[u8]) = (7, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let empty: (u16, &[u8]) = (7, &[0; 8]);
+        let twice: (u16, &[u8]) = (7, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0]);
+        let mixed: (u16, &[u8]) = (7, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(chosen(&[1, 2], &[both]).unwrap(), [1, 2]);
+        assert_eq!(chosen(&[1, 2], &[one]).unwrap(), [1]);
+        assert!(chosen(&[1, 2], &[none]).unwrap().is_empty());
+        assert!(chosen(&[1, 2], &[]).unwrap().is_empty());
+        for (asked, contexts) in [
+            (&[1, 2][..], &[empty][..]),
+            (&[1, 2], &[twice]),
+            (&[1, 2], &[mixed]),
+            (&[1, 2], &[one, one]),
+            (&[2], &[one]),
+            (&[1], &[both]),
+            (&[], &[one]),
+            (&[], &[none]),
+        ] {
+            assert!(chosen(asked, contexts).is_err(), "{asked:?} {contexts:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_may_have_none_of_the_ciphers() {
+        let of = |data: &[u8]| {
+            let (response, has_cipher) = without_cipher_none(response(&[PREAUTH, (2, data)]));
+            let chosen = cipher(&options(&[]), Dialect::Smb311, &response.body().unwrap());
+            (has_cipher, chosen.ok().flatten())
+        };
+        assert_eq!(of(&[1, 0, 2, 0]), (true, Some(Cipher::Aes128Gcm)));
+        assert!(!of(&[1, 0, 0, 0]).0);
+        assert_eq!(of(&[2, 0, 1, 0, 2, 0]), (true, None));
+        assert!(without_cipher_none(response(&[PREAUTH])).1);
+    }
 }
