@@ -27,8 +27,8 @@ use transform::{
 
 /// Every size both ways, in one piece of memory and in many, with both inner channels.
 #[test]
-fn every_size_goes_both_ways() {
-    let Some(server) = start("transformed every_size_goes_both_ways") else {
+fn payloads_of_every_size_go_both_ways() {
+    let Some(server) = start("payloads_of_every_size_go_both_ways") else {
         return;
     };
     let sizes = [
@@ -311,7 +311,8 @@ fn shares_that_are_encrypted() {
 
 /// While smbd decrypts 8 MiB it answers others. An ECHO is sent when the data of a WRITE has left
 /// us, all of it, so that the server has it before the ECHO; and its answer comes before that of
-/// the WRITE. The tag is wrong, so that nothing but the transform is between data and answer.
+/// the WRITE. The tag is wrong, so that nothing but the transform is between data and answer. It
+/// fails with `aio max threads = 0`.
 #[test]
 fn others_go_on_while_a_large_payload_is_transformed() {
     let test = "others_go_on_while_a_large_payload_is_transformed";
