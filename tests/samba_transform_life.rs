@@ -12,12 +12,14 @@ mod smb;
 mod transform;
 
 use std::fs;
+use std::process::Command;
 
 use relay::Relay;
+use serde_json::Value;
 use smb::{noise, open_share, rdma, start, start_with, Client, SOURCE, TARGET};
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
-    channel, status, Cipher, Connection, Encrypting, FileId, OpenMode, Profile, Protection,
+    channel, status, Cipher, Connection, Encrypting, FileId, Memory, OpenMode, Profile, Protection,
     RdmaTransform, ReadRequest, Request, Signing, SmbError, WriteRequest,
 };
 use transform::{
@@ -362,6 +364,141 @@ fn others_go_on_while_a_large_payload_is_transformed() {
     server.wait_for_baseline();
 }
 
+/// More than the server has buffers for; AES-CCM needs room for the tag behind each payload.
+#[test]
+fn many_payloads_wait_for_their_turn() {
+    let Some(server) = start("many_payloads_wait_for_their_turn") else {
+        return;
+    };
+    for (name, options, protection) in protections() {
+        let mut client = open(&server, &options, &name);
+        let sizes: Vec<usize> = (0..16)
+            .map(|i| [LARGE, 65_536, 3_000_001, 100][i % 4])
+            .collect();
+        let data = noise(sizes.iter().sum(), 26);
+        let mut at = 0;
+        let mut writes = Vec::new();
+        for &size in &sizes {
+            let draft = client.draft(protection, &data[at..at + size], channel::RDMA_V1);
+            let write = client.request(&draft, at as u64, draft.channel_info());
+            let id = client.it.submit(write.to_request(client.tree).unwrap());
+            writes.push((id.unwrap(), draft.memory));
+            at += size;
+        }
+        for (id, memory) in writes {
+            client.it.wait(id).unwrap().success().unwrap();
+            client.deregister(&memory, false, &name);
+        }
+        assert!(fs::read(server.share(&name)).unwrap() == data, "{name}");
+
+        let target = Memory::allocate(data.len()).unwrap();
+        let mut at = 0;
+        let mut reads = Vec::new();
+        for &size in &sizes {
+            let memory = client.register(&target.slice(at, size).unwrap(), TARGET);
+            let descriptors = memory.descriptors();
+            let id = channel::RDMA_V1_INVALIDATE;
+            let read = ReadRequest::rdma(client.file, at as u64, size as u32, id, descriptors);
+            let id = client.it.submit(read.to_request(client.tree).unwrap());
+            reads.push((id.unwrap(), memory));
+            at += size;
+        }
+        for (id, memory) in reads {
+            let response = client.it.wait(id).unwrap().success().unwrap();
+            let count = client.it.open_payload(&response, memory.memory());
+            assert_eq!(count.unwrap() as usize, memory.memory().len(), "{name}");
+            client.finish(&memory, &response, channel::RDMA_V1_INVALIDATE, &name);
+        }
+        assert!(target.to_vec() == data, "{name}");
+        fs::remove_file(server.share(&name)).unwrap();
+    }
+    server.wait_for_baseline();
+}
+
+/// How something ends while threads of the server work on payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Abort,
+    Logoff,
+    TreeDisconnect,
+    Close,
+    Cancel,
+}
+
+/// Whatever ends meanwhile: what is in the file is what was sealed, or nothing.
+#[test]
+fn what_ends_while_payloads_are_transformed() {
+    let Some(server) = start("what_ends_while_payloads_are_transformed") else {
+        return;
+    };
+    const COUNT: usize = 6;
+    const SIZE: usize = 2 << 20;
+    let data = noise(SIZE, 27);
+    // The slow ones.
+    let slow = ["Aes256Ccm", "AlwaysCmac"];
+    let protections = protections().into_iter();
+    for (name, options, protection) in protections.filter(|it| slow.contains(&&*it.0)) {
+        for ending in [
+            Ending::Abort,
+            Ending::Logoff,
+            Ending::TreeDisconnect,
+            Ending::Close,
+            Ending::Cancel,
+        ] {
+            let what = format!("{name} {ending:?}");
+            let mut client = open(&server, &options, &what);
+            let draft = client.draft(protection, &data, channel::RDMA_V1);
+            let mut ids = Vec::new();
+            for i in 0..COUNT {
+                let write = client.request(&draft, (i * SIZE) as u64, draft.channel_info());
+                let request = write.to_request(client.tree).unwrap();
+                ids.push(client.it.submit(request).unwrap());
+            }
+            let (first, response) = client.it.wait_any().unwrap();
+            assert_eq!(response.status(), status::SUCCESS, "{what}");
+            let mut is_written = ids.iter().map(|&id| id == first).collect::<Vec<_>>();
+            let (tree, file) = (client.tree, client.file);
+            let others = ids.iter().enumerate().filter(|(_, &id)| id != first);
+            match ending {
+                Ending::Abort => client.it.direct_mut().unwrap().abort(),
+                Ending::Logoff => client.it.logoff().expect(&what),
+                Ending::TreeDisconnect => client.it.tree_disconnect(tree).expect(&what),
+                Ending::Close => client.it.close(tree, file).expect(&what),
+                Ending::Cancel => {
+                    for (_, &id) in others.clone() {
+                        // Those that are answered meanwhile are not in flight any more.
+                        let _ = client.it.cancel(id);
+                    }
+                }
+            }
+            // What the server has not begun may be refused.
+            let refusals: &[u32] = match ending {
+                Ending::Abort | Ending::Close => &[],
+                Ending::Logoff => &[status::USER_SESSION_DELETED, status::FILE_CLOSED],
+                Ending::TreeDisconnect => &[status::NETWORK_NAME_DELETED, status::FILE_CLOSED],
+                Ending::Cancel => &[status::CANCELLED],
+            };
+            if ending != Ending::Abort {
+                for (i, &id) in others {
+                    let status = client.it.wait(id).expect(&what).status();
+                    is_written[i] = status == status::SUCCESS;
+                    let is_known = is_written[i] || refusals.contains(&status);
+                    assert!(is_known, "{what}: {status:#010x}");
+                }
+            }
+            drop(client);
+            server.wait_for_baseline();
+            let mut content = fs::read(server.share(&what)).unwrap();
+            content.resize(COUNT * SIZE, 0);
+            for (block, is_written) in content.chunks(SIZE).zip(is_written) {
+                let is_hole = !is_written && block.iter().all(|&byte| byte == 0);
+                assert!(block == data || is_hole, "{what}");
+            }
+            fs::remove_file(server.share(&what)).unwrap();
+        }
+    }
+}
+
 /// What the client makes of responses that are not what they must be is tested by itself; here a
 /// READ whose memory somebody changed after the server had placed data there.
 #[test]
@@ -436,5 +573,35 @@ fn compounds_with_transforms() {
             client.it.direct_mut().unwrap().deregister(memory);
         }
     }
+    server.wait_for_baseline();
+}
+
+#[test]
+fn the_bench_measures_protection() {
+    let Some(server) = start("the_bench_measures_protection") else {
+        return;
+    };
+    let smbd = server.smbd.as_ref().expect("was started").pid().to_string();
+    let output = Command::new(common::program())
+        .args(["bench", "--json", "--repeat", "1", "--bytes", "1M"])
+        .args(["--smb", "//127.0.0.1/share", "--user", &samba::user()])
+        .args(["--tcp", &smb::tcp(&server).to_string()])
+        .args(["--rdma", &rdma(&server).to_string()])
+        .args(["--protection", "--cpu-of", &smbd])
+        .env("SMBDIRECT_PASSWORD", smb::PASSWORD)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lines = result["results"].as_array().unwrap();
+    assert_eq!(lines.len(), 16, "{result:#}");
+    for line in lines {
+        assert!(line["speed_to_tcp"].as_f64().unwrap() > 0.0, "{line}");
+        assert!(line["speed_to_messages"].as_f64().unwrap() > 0.0, "{line}");
+        assert!(line["rdma"]["cpu_seconds_per_gib"].is_f64(), "{line}");
+    }
+    // The files are gone.
+    assert_eq!(fs::read_dir(server.dir.join("share")).unwrap().count(), 0);
     server.wait_for_baseline();
 }

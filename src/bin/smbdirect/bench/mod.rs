@@ -7,6 +7,7 @@
 mod bulk;
 mod helper;
 mod process;
+mod protection;
 mod scale;
 mod small;
 mod smb;
@@ -37,13 +38,17 @@ pub(crate) use helper::Args as HelperArgs;
 /// With --smb instead: READ and WRITE of a file that is made in a share of an SMB server, and
 /// deleted again, through an RDMA channel against TCP. Sequential, 1 MiB and 64 KiB; random, 4 KiB;
 /// one request and 16 in flight. --bytes is the size of the file, --iters the number of random
-/// operations.
+/// operations. With --protection it is READ and WRITE of 1 MiB with nothing, with each way to sign and
+/// with each way to encrypt: by RDMA, with the RDMA transforms of SMB 3.1.1 (a server without them
+/// has a `-` there), by plain TCP, and in messages on SMB Direct, as long as they may be.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect bench\n  \
     smbdirect bench --only bulk --bytes 2G --repeat 9\n  \
     smbdirect bench --json > result.json\n  \
-    SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n\n\
+    SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n  \
+    smbdirect bench --smb //127.0.0.1/data --user me --password-file pw --protection \\\n    \
+    --cpu-of $(pidof -s smbdirect) --cpu-of $(pidof -s smbd)\n\n\
     Exit status: 0 measured (whatever the figures), 1 failure, 2 wrong usage.")]
 pub(crate) struct Args {
     /// Measure only this, may be given several times: bulk, small, scale
@@ -137,6 +142,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             eprintln!("measuring {text} ...");
         }
     };
+    if args.smb.protection {
+        progress("signing and encryption");
+        return protection::run(args);
+    }
     if args.smb.smb.is_some() {
         progress("READ and WRITE on the server");
         rows.extend(smb::measure(args)?);

@@ -1,5 +1,6 @@
 //! Children of the bench, and what the kernel says about a process.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -105,6 +106,44 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64, Failure> {
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// CPU time of processes and all their descendants so far, seconds. A descendant that has ended
+/// counts no more, so take the difference while they are all there.
+pub(super) fn cpu_seconds_of_trees(roots: &[u32]) -> Result<f64, Failure> {
+    let mut parents = HashMap::new();
+    for entry in fs::read_dir("/proc")
+        .map_err(Failure::of("/proc"))?
+        .flatten()
+    {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // A process may end meanwhile.
+        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let parent = text
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        parents.insert(pid, parent.unwrap_or_default());
+    }
+    let mut seconds = 0.0;
+    for &root in roots {
+        seconds += cpu_seconds(root)?;
+    }
+    for &pid in parents.keys().filter(|pid| !roots.contains(pid)) {
+        let mut at = pid;
+        while let Some(&parent) = parents.get(&at).filter(|&&parent| parent != 0) {
+            if roots.contains(&parent) {
+                seconds += cpu_seconds(pid).unwrap_or_default();
+                break;
+            }
+            at = parent;
+        }
+    }
+    Ok(seconds)
 }
 
 /// Times a process went to sleep.

@@ -3,6 +3,7 @@
 //! Both sides are sessions of their own with the same file, so that each has a process of the
 //! server to itself. One thread drives a session; its requests are all in flight at once.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,8 +11,9 @@ use std::time::Instant;
 use smbdirect::fabric::Access;
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
-    channel, Connection, Credentials, FileId, Memory, MessageId, OpenMode, Options, Profile,
-    ReadRequest, Request, Response, Signing, SmbError, WriteRequest,
+    channel, transform_id, Connection, Credentials, FileId, Memory, MessageId, OpenMode, Options,
+    Profile, Protection, RdmaTransform, ReadRequest, Request, Response, Signing, SmbError,
+    WriteRequest,
 };
 
 use super::{median, Row};
@@ -44,15 +46,24 @@ pub(crate) struct ServerArgs {
     /// Sign every message
     #[arg(long, requires = "smb")]
     sign: bool,
+    /// Measure instead what signing and encryption cost: an RDMA channel, plain TCP, and SMB Direct
+    /// with data in messages, with each algorithm and cipher. One block size, --depth in flight
+    #[arg(long, requires = "smb", conflicts_with = "sign")]
+    pub(super) protection: bool,
+    /// With --protection: a process of the server on this machine, of which CPU time is counted
+    /// with that of its descendants; may be given several times (engine and smbd)
+    #[arg(long, value_name = "PID", requires = "protection")]
+    pub(super) cpu_of: Vec<u32>,
 }
 
 /// One thing that is measured.
 #[derive(Clone, Copy)]
-struct Case {
-    is_read: bool,
-    block: u32,
-    is_random: bool,
-    depth: u32,
+pub(super) struct Case {
+    pub(super) is_read: bool,
+    /// Bytes.
+    pub(super) block: u32,
+    pub(super) is_random: bool,
+    pub(super) depth: u32,
 }
 
 impl Case {
@@ -88,19 +99,20 @@ impl Case {
 
 /// Measures all cases.
 pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
-    let share = args.smb.smb.as_deref().unwrap_or_default();
-    let size = args.bytes / u64::from(BLOCK_1M) * u64::from(BLOCK_1M);
-    if size == 0 {
-        return Err(Failure::Usage(format!(
-            "--bytes {}: with --smb use 1M or more, the size of the file",
-            args.bytes
-        )));
-    }
-    let [mut tcp, mut rdma] = connect(&args.smb, share)?;
+    let size = file_size(args)?;
+    let target = Target::new(&args.smb)?;
+    let share = &target.share;
+    let options = || {
+        let mut options = options()?;
+        if args.smb.sign {
+            options.signing = Signing::Always;
+        }
+        Ok::<_, Failure>(options)
+    };
+    let mut tcp = Side::connect(&target, Way::Tcp, options()?)?;
+    let mut rdma = Side::connect(&target, Way::Rdma, options()?)?;
     let failed = |error: SmbError| Failure::Failed(format!("{share}: {error}"));
-    let mut name = [0; 8];
-    getrandom_name(&mut name)?;
-    let name = format!("smbdirect-bench-{:016x}", u64::from_le_bytes(name));
+    let name = file_name()?;
     // The one that opens it first deletes it in the end.
     tcp.open(&name, OpenMode::DeleteOnClose).map_err(failed)?;
     rdma.open(&name, OpenMode::ReadWrite).map_err(failed)?;
@@ -143,55 +155,78 @@ pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// A session over TCP, and one over SMB Direct.
-fn connect(args: &ServerArgs, share: &str) -> Result<[Side; 2], Failure> {
-    let wrong = || {
-        Failure::Usage(format!(
-            "--smb {share}: write //HOST/SHARE, for instance //192.0.2.1/data"
-        ))
-    };
-    let mut parts = share.trim_start_matches(['/', '\\']).split(['/', '\\']);
-    let (Some(host), Some(folder), None) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(wrong());
-    };
-    if host.is_empty() || folder.is_empty() {
-        return Err(wrong());
+/// Size of the file, bytes.
+pub(super) fn file_size(args: &super::Args) -> Result<u64, Failure> {
+    let size = args.bytes / u64::from(BLOCK_1M) * u64::from(BLOCK_1M);
+    if size == 0 {
+        return Err(Failure::Usage(format!(
+            "--bytes {}: with --smb use 1M or more, the size of the file",
+            args.bytes
+        )));
     }
-    let tcp = resolve(args.tcp.as_deref().unwrap_or(host), 445)?;
-    let rdma = resolve(args.rdma.as_deref().unwrap_or(host), SMBDIRECT_PORT)?;
-    let credentials = credentials(args)?;
-    let profile = match args.profile.as_str() {
-        "windows" => Profile::windows(),
-        _ => Profile::linux(),
-    };
-    let path = format!(r"\\{host}\{folder}");
-    let side = |is_direct| {
-        let mut options = Options::new()?;
-        if args.sign {
-            options.signing = Signing::Always;
-        }
-        let mut connection = if is_direct {
-            Connection::direct(rdma, &profile, &options)?
-        } else {
-            Connection::tcp(tcp, &options)?
+    Ok(size)
+}
+
+/// A file name that nobody has.
+pub(super) fn file_name() -> Result<String, Failure> {
+    let mut name = [0; 8];
+    getrandom_name(&mut name)?;
+    Ok(format!("smbdirect-bench-{:016x}", u64::from_le_bytes(name)))
+}
+
+/// Where the server is, and who we are there.
+pub(super) struct Target {
+    pub(super) share: String,
+    tcp: SocketAddr,
+    rdma: SocketAddr,
+    credentials: Credentials,
+    profile: Profile,
+    path: String,
+}
+
+impl Target {
+    pub(super) fn new(args: &ServerArgs) -> Result<Self, Failure> {
+        let share = args.smb.as_deref().unwrap_or_default();
+        let wrong = || {
+            Failure::Usage(format!(
+                "--smb {share}: write //HOST/SHARE, for instance //192.0.2.1/data"
+            ))
         };
-        connection.set_up_session(&credentials)?;
-        let tree = connection.tree_connect(&path)?;
-        Ok(Side {
-            connection,
-            is_direct,
-            tree,
-            file: FileId::FULL,
+        let mut parts = share.trim_start_matches(['/', '\\']).split(['/', '\\']);
+        let (Some(host), Some(folder), None) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(wrong());
+        };
+        if host.is_empty() || folder.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            share: share.to_owned(),
+            tcp: resolve(args.tcp.as_deref().unwrap_or(host), 445)?,
+            rdma: resolve(args.rdma.as_deref().unwrap_or(host), SMBDIRECT_PORT)?,
+            credentials: credentials(args)?,
+            profile: match args.profile.as_str() {
+                "windows" => Profile::windows(),
+                _ => Profile::linux(),
+            },
+            path: format!(r"\\{host}\{folder}"),
         })
-    };
-    let named = |what: &str| {
-        let text = format!("{share} by {what}");
-        move |error: SmbError| Failure::Failed(format!("{text}: {error}"))
-    };
-    Ok([
-        side(false).map_err(named(&format!("TCP, {tcp}")))?,
-        side(true).map_err(named(&format!("SMB Direct, {rdma}")))?,
-    ])
+    }
+}
+
+/// What a session offers.
+pub(super) fn options() -> Result<Options, Failure> {
+    Options::new().map_err(Failure::of("random numbers"))
+}
+
+/// How data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through an RDMA channel.
+    Rdma,
+    /// In messages on plain TCP.
+    Tcp,
+    /// In messages on SMB Direct.
+    Messages,
 }
 
 fn credentials(args: &ServerArgs) -> Result<Credentials, Failure> {
@@ -223,9 +258,11 @@ fn getrandom_name(bytes: &mut [u8]) -> Result<(), Failure> {
 }
 
 /// A session with the file open.
-struct Side {
+pub(super) struct Side {
     connection: Connection,
-    is_direct: bool,
+    way: Way,
+    /// Of data by RDMA.
+    protection: Protection,
     tree: u32,
     file: FileId,
 }
@@ -237,13 +274,64 @@ enum Slot {
 }
 
 impl Side {
-    fn open(&mut self, name: &str, mode: OpenMode) -> Result<(), SmbError> {
+    /// A session with the share.
+    pub(super) fn connect(
+        target: &Target,
+        way: Way,
+        mut options: Options,
+    ) -> Result<Self, Failure> {
+        let (what, address) = match way {
+            Way::Tcp => ("TCP", target.tcp),
+            Way::Rdma | Way::Messages => ("SMB Direct", target.rdma),
+        };
+        if way == Way::Rdma {
+            options.transforms = vec![transform_id::ENCRYPTION, transform_id::SIGNING];
+        }
+        let connect = || {
+            let mut connection = match way {
+                Way::Tcp => Connection::tcp(address, &options)?,
+                Way::Rdma | Way::Messages => {
+                    Connection::direct(address, &target.profile, &options)?
+                }
+            };
+            connection.set_up_session(&target.credentials)?;
+            let tree = connection.tree_connect(&target.path)?;
+            Ok::<_, SmbError>((connection, tree))
+        };
+        let (connection, tree) = connect().map_err(|error| {
+            Failure::Failed(format!("{} by {what}, {address}: {error}", target.share))
+        })?;
+        Ok(Self {
+            protection: connection.protection(tree).unwrap_or(Protection::Plain),
+            connection,
+            way,
+            tree,
+            file: FileId::FULL,
+        })
+    }
+
+    /// How data by RDMA is protected.
+    pub(super) fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    /// The longest block that goes in one request, at most `block`, bytes.
+    pub(super) fn block(&self, block: u32) -> u32 {
+        if self.way == Way::Rdma {
+            return block;
+        }
+        let longest = self.connection.max_inline_read();
+        let longest = longest.min(self.connection.max_inline_write());
+        block.min(longest / BLOCK_64K * BLOCK_64K).max(BLOCK_4K)
+    }
+
+    pub(super) fn open(&mut self, name: &str, mode: OpenMode) -> Result<(), SmbError> {
         self.file = self.connection.open(self.tree, name, mode)?.id;
         Ok(())
     }
 
     /// Gives the file its size, so that reads and writes find blocks.
-    fn fill(&mut self, size: u64) -> Result<(), SmbError> {
+    pub(super) fn fill(&mut self, size: u64) -> Result<(), SmbError> {
         let case = Case {
             is_read: false,
             block: BLOCK_1M,
@@ -253,17 +341,17 @@ impl Side {
         self.run(case, size / u64::from(BLOCK_1M), size)
     }
 
-    fn end(&mut self) -> Result<(), SmbError> {
+    pub(super) fn end(&mut self) -> Result<(), SmbError> {
         self.connection.close(self.tree, self.file)?;
         self.connection.tree_disconnect(self.tree)?;
         self.connection.logoff()
     }
 
     /// Does `operations`, `depth` of them in flight.
-    fn run(&mut self, case: Case, operations: u64, size: u64) -> Result<(), SmbError> {
+    pub(super) fn run(&mut self, case: Case, operations: u64, size: u64) -> Result<(), SmbError> {
         let mut free = Vec::new();
         for _ in 0..case.depth {
-            free.push(if self.is_direct {
+            free.push(if self.way == Way::Rdma {
                 Slot::Memory(Memory::allocate(case.block as usize)?)
             } else {
                 Slot::Data(Arc::new(vec![0x5a; case.block as usize]))
@@ -323,7 +411,18 @@ impl Side {
                 let request = if case.is_read {
                     ReadRequest::rdma(file, offset, block, id, named).to_request(self.tree)?
                 } else {
-                    WriteRequest::rdma(file, offset, block, id, named).to_request(self.tree)?
+                    let (whole, length) = (memory.memory(), block as usize);
+                    let sealed = self
+                        .connection
+                        .seal_payload(self.protection, whole, length)?;
+                    let request = match sealed {
+                        Some(transform) => {
+                            let transform = RdmaTransform::of_write(id, transform, named);
+                            WriteRequest::transformed(file, offset, block, &transform, named)
+                        }
+                        None => WriteRequest::rdma(file, offset, block, id, named),
+                    };
+                    request.to_request(self.tree)?
                 };
                 Ok((request, Some(memory)))
             }
@@ -346,9 +445,12 @@ impl Side {
         memory: Option<Memory>,
     ) -> Result<(), SmbError> {
         let response = response.success()?;
+        if let (true, Some(memory)) = (case.is_read, &memory) {
+            self.connection.open_payload(&response, memory.memory())?;
+        }
         let moved = if case.is_read {
             let result = response.read_result()?;
-            if self.is_direct {
+            if self.way == Way::Rdma {
                 result.data_remaining
             } else {
                 result.data.len() as u32
@@ -370,7 +472,7 @@ impl Side {
     }
 }
 
-const BLOCK_1M: u32 = 1 << 20;
+pub(super) const BLOCK_1M: u32 = 1 << 20;
 const BLOCK_64K: u32 = 64 << 10;
 const BLOCK_4K: u32 = 4 << 10;
 const PASSWORD_VARIABLE: &str = "SMBDIRECT_PASSWORD";
