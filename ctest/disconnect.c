@@ -80,7 +80,7 @@ static void test_refusals(struct pair *pair)
 	options.mpa_revision = 3;
 	CHECK_EQ(smbd_connect(pair->client, &options, &connection), -EINVAL);
 	options.mpa_revision = 0;
-	options.fabric = 2;
+	options.fabric = 99;
 	CHECK_EQ(smbd_connect(pair->client, &options, &connection),
 		 -EOPNOTSUPP);
 }

@@ -81,7 +81,10 @@ fn serve(segment: SegmentSize, crc: bool, address: mpsc::Sender<SocketAddr>) {
         .fabric
         .listen(
             "127.0.0.1:0".parse().expect("address"),
-            &ListenOptions { crc },
+            &ListenOptions {
+                crc,
+                ..ListenOptions::default()
+            },
         )
         .expect("listen");
     address.send(taken).expect("send");

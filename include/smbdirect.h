@@ -202,6 +202,15 @@
 #define SMBD_FABRIC_SOFT_IWARP 1
 
 /**
+ * Fabric: RDMA devices through libibverbs and librdmacm, which the engine
+ * loads. Port 445 takes InfiniBand and RoCE devices, 5445 iWARP devices
+ * ([MS-SMBD] 1.9), other ports all. On a wildcard address the engine follows
+ * the addresses and devices of the host. -EOPNOTSUPP: the engine was built
+ * without it. Listening succeeds where there is no device, and waits for one.
+ */
+#define SMBD_FABRIC_VERBS 2
+
+/**
  * smbd_listen_options.flags, smbd_connect_options.flags: CRC32C in every
  * frame. A listener asks for it in its reply; without it a peer that asks
  * still gets it (RFC 5044 section 7.1).

@@ -36,6 +36,32 @@ fn soname_carries_the_abi() {
     assert!(soname.ends_with(&expected), "{soname}");
 }
 
+/// smbd forks, and RDMA libraries do not get over that: what smbd loads must not bring them along,
+/// neither linked nor by a call of dlopen. Loading them is the engine's business.
+#[test]
+fn the_library_brings_no_rdma_library_along() {
+    if tool_is_missing("readelf") {
+        return skip("no_rdma_library", "readelf is not installed (binutils)");
+    }
+    let output = run(Command::new("readelf").arg("-d").arg(library()));
+    let needed: Vec<_> = output
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        .collect();
+    assert!(needed.contains(&"libc.so.6"), "{needed:?}");
+    let is_basic = |name: &&str| {
+        let known = ["libc.so.", "libm.so.", "libgcc_s.so.", "ld-linux"];
+        known.iter().any(|start| name.starts_with(start))
+    };
+    assert!(needed.iter().all(is_basic), "{needed:?}");
+    let bytes = std::fs::read(library()).unwrap();
+    for text in ["libibverbs.so.1", "librdmacm.so.1", "rdma_create_id"] {
+        let is_there = bytes.windows(text.len()).any(|it| it == text.as_bytes());
+        assert!(!is_there, "{text} is in the library");
+    }
+}
+
 /// What smbd loads has nothing of the SMB client of the tools in it: not the constants that the
 /// client cannot do without. (Debug sections, which nobody loads, may name it.)
 #[test]

@@ -12,8 +12,8 @@ use common::{
     wait_for, TestEngine,
 };
 use smbdirect::client::{EventKind, Handle, OpenOptions};
-use smbdirect::engine::Config;
-use smbdirect::ipc::{Params, SessionSpec};
+use smbdirect::engine::{Config, Listen};
+use smbdirect::ipc::{self, Params, SessionSpec};
 use smbdirect::ring::{flags, AreaOptions};
 
 const GUID: [u8; 16] = *b"client-guid-0001";
@@ -304,7 +304,14 @@ fn without_a_parent_nothing_new_is_taken() {
     let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = spare.local_addr().unwrap();
     drop(spare);
-    let engine = TestEngine::start_with(|config| config.listen.push((address, Default::default())));
+    let engine = TestEngine::start_with(|config| {
+        config.listen.push(Listen {
+            fabric: ipc::Fabric::SoftIwarp,
+            address,
+            is_default_port: false,
+            options: Default::default(),
+        })
+    });
     let mut parent = engine.open(true);
     parent.set_params(&Params::default()).unwrap();
     let mut client = engine.open(false);

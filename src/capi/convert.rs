@@ -109,7 +109,9 @@ pub(super) fn fabric(number: u32) -> Result<Fabric, ClientError> {
     Fabric::from_number(or_default(number, SMBD_FABRIC_SOFT_IWARP)).ok_or_else(|| {
         ClientError::new(
             libc::EOPNOTSUPP,
-            format!("fabric is {number}, this build has SMBD_FABRIC_SOFT_IWARP (1)"),
+            format!(
+                "fabric is {number}, it may be SMBD_FABRIC_SOFT_IWARP (1) or SMBD_FABRIC_VERBS (2)"
+            ),
         )
     })
 }

@@ -339,6 +339,12 @@ pub const SMBD_ACCESS_REMOTE_WRITE: u32 = 0x2;
 
 /// Fabric: software iWARP over TCP, port 5445 by default.
 pub const SMBD_FABRIC_SOFT_IWARP: u32 = 1;
+/// Fabric: RDMA devices through libibverbs and librdmacm, which the engine
+/// loads. Port 445 takes InfiniBand and RoCE devices, 5445 iWARP devices
+/// ([MS-SMBD] 1.9), other ports all. On a wildcard address the engine follows
+/// the addresses and devices of the host. -EOPNOTSUPP: the engine was built
+/// without it. Listening succeeds where there is no device, and waits for one.
+pub const SMBD_FABRIC_VERBS: u32 = 2;
 
 /// smbd_listen_options.flags, smbd_connect_options.flags: CRC32C in every
 /// frame. A listener asks for it in its reply; without it a peer that asks

@@ -57,6 +57,7 @@ impl Engine {
             self.fabrics[fabric].reject(qp, &[]);
             return;
         };
+        self.fabrics[fabric].expect_receives(qp, receives_of(&params));
         // Posts the receive for the Negotiate Request: it has to be there before the accept.
         self.pump(now, key);
         let legacy = LegacyDepth::parse(private_data);
@@ -123,7 +124,9 @@ impl Engine {
             return Err((libc::ENOSPC, "no receive slots free: open more".into()));
         }
         self.check_memory(now)?;
-        let fabric = 0;
+        let fabric = self
+            .fabric_index(spec.fabric)
+            .map_err(|error| (libc::EOPNOTSUPP, error.to_string()))?;
         let timeout = Duration::from_millis(spec.timeout_msec.into());
         let options = crate::fabric::ConnectOptions {
             peer: spec.address,
@@ -149,6 +152,7 @@ impl Engine {
         let qp = self.fabrics[fabric]
             .connect(now, &options)
             .map_err(|error| (libc::ECONNABORTED, error.to_string()))?;
+        self.fabrics[fabric].expect_receives(qp, receives_of(&params));
         let (peer, role) = (spec.address, Role::Active);
         let added = self.add_conn(now, fabric, qp, local, peer, ROOT, role, &params);
         let Some(key) = added else {
@@ -230,6 +234,11 @@ impl Engine {
             None => conn.deadline = Some(now + timeout),
         }
     }
+}
+
+/// The most receives that a connection has posted: those with credits, and the first.
+fn receives_of(params: &Params) -> u32 {
+    u32::from(params.receive_credit_max) + 1
 }
 
 /// The IRD and ORD that SMB Direct peers may put into the CM private data where the transport has

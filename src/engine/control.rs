@@ -215,9 +215,12 @@ impl Engine {
                     .get(key)
                     .and_then(|c| c.handle.as_ref())
                     .map(|h| h.id);
-                let options = ListenOptions { crc: spec.crc };
+                let options = ListenOptions {
+                    crc: spec.crc,
+                    ..ListenOptions::default()
+                };
                 let address = self
-                    .listen(0, spec.address, &options, owner)
+                    .listen(spec.fabric, spec.address, &options, owner)
                     .map_err(|error| fabric_errno("listen on", &spec.address, error))?;
                 info!("listening on {address} for process {}", self.pid_of(key));
                 Ok(Reply::Address(address))
@@ -230,6 +233,7 @@ impl Engine {
                     .map(|h| h.id);
                 let at = self.listeners.iter().position(|listener| {
                     listener.address == spec.address
+                        && super::fabrics::kind(listener.fabric) == spec.fabric
                         && listener.owner.is_some()
                         && listener.owner == id
                 });

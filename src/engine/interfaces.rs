@@ -58,16 +58,19 @@ impl Engine {
             .iter()
             .map(|listener| {
                 let fabric: &dyn Fabric = &*self.fabrics[listener.fabric];
-                (listener.address, move |address| {
-                    fabric.local_address(address)
-                })
+                let key = listener.key;
+                (
+                    listener.address,
+                    super::fabrics::kind(listener.fabric),
+                    move |address| fabric.local_address(Some(key), address),
+                )
             })
             .collect();
         let listeners: Vec<_> = ask
             .iter()
-            .map(|(at, local_address)| Listening {
+            .map(|(at, fabric, local_address)| Listening {
                 at: *at,
-                fabric: ipc::Fabric::SoftIwarp,
+                fabric: *fabric,
                 local_address,
             })
             .collect();
@@ -351,6 +354,7 @@ mod tests {
             Ok(LocalAddress {
                 device: Some("mlx5_0".into()),
                 link_speed: Some(100_000_000_000),
+                kind: None,
             })
         };
         let at = "0.0.0.0:445".parse().unwrap();

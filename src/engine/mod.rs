@@ -12,6 +12,7 @@
 //!   tokens ────────── from one handle to another, and the end   handover.rs
 //!   users ─────────── who may do what, and how much             rights.rs, shares.rs
 //!   host addresses ── where clients find SMB Direct              interfaces.rs
+//!   listeners ─────── which fabric, port and device             fabrics.rs
 //! ```
 //!
 //! A turn of the loop takes what is ready, lets each touched connection do what its MS-SMBD machine
@@ -26,6 +27,7 @@ mod arrival;
 mod clients;
 mod connection;
 mod control;
+mod fabrics;
 mod handle;
 mod handover;
 mod interfaces;
@@ -53,6 +55,8 @@ use self::handle::HandleId;
 use self::interfaces::HostAddresses;
 use self::shares::{MemoryWatch, Unowned};
 use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
+#[cfg(feature = "verbs")]
+use crate::fabric::verbs::{VerbsConfig, VerbsFabric};
 use crate::fabric::{Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey};
 use crate::ipc::{self, EngineCounters};
 use crate::proto;
@@ -66,8 +70,8 @@ pub struct Config {
     pub socket_path: PathBuf,
     /// File mode of the control socket.
     pub socket_mode: u32,
-    /// Addresses to listen on from the start, besides what the parent handle asks for.
-    pub listen: Vec<(SocketAddr, ListenOptions)>,
+    /// Where to listen from the start, besides what the parent handle asks for.
+    pub listen: Vec<Listen>,
     /// Users whose processes may open handles and connect out, besides root, the engine's own user
     /// and those of `allow_parent_uids`. They have no part in what comes in.
     pub allow_uids: Vec<u32>,
@@ -97,6 +101,23 @@ pub struct Config {
     pub busy_poll: Duration,
     /// The software iWARP fabric.
     pub iwarp: IwarpConfig,
+    /// The verbs fabric.
+    #[cfg(feature = "verbs")]
+    pub verbs: VerbsConfig,
+}
+
+/// A place to listen.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// The fabric.
+    pub fabric: ipc::Fabric,
+    /// The address; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// The port was not chosen: on the verbs fabric it is 445 for InfiniBand and RoCE devices and
+    /// 5445 for iWARP devices ([MS-SMBD] 1.9), whatever `address` says.
+    pub is_default_port: bool,
+    /// Options of the fabric.
+    pub options: ListenOptions,
 }
 
 impl Default for Config {
@@ -120,6 +141,8 @@ impl Default for Config {
             // 59 us. Worth trying where processors are plenty.
             busy_poll: Duration::ZERO,
             iwarp: IwarpConfig::default(),
+            #[cfg(feature = "verbs")]
+            verbs: VerbsConfig::default(),
         }
     }
 }
@@ -203,6 +226,7 @@ pub struct Engine {
     poller: Poller,
     listener: SeqPacketListener,
     uid: u32,
+    /// In the order of [`fabrics::INDEX`].
     fabrics: Vec<Box<dyn Fabric>>,
     events: Vec<FabricEvent>,
     listeners: Vec<Listener>,
@@ -246,12 +270,20 @@ impl Engine {
             .map_err(os("epoll"))?;
         let iwarp = IwarpFabric::new(poller.registry(tag::FABRIC), config.iwarp.clone())
             .map_err(os("software iWARP"))?;
+        let fabrics: Vec<Box<dyn Fabric>> = vec![
+            Box::new(iwarp),
+            #[cfg(feature = "verbs")]
+            Box::new(
+                VerbsFabric::new(poller.registry(tag::FABRIC + 1), config.verbs.clone())
+                    .map_err(os("verbs"))?,
+            ),
+        ];
         let mut engine = Self {
             started: Instant::now(),
             poller,
             listener,
             uid: rustix::process::geteuid().as_raw(),
-            fabrics: vec![Box::new(iwarp)],
+            fabrics,
             events: Vec::new(),
             listeners: Vec::new(),
             params: None,
@@ -275,11 +307,10 @@ impl Engine {
             busy_until: None,
             config,
         };
-        for (address, options) in engine.config.listen.clone() {
-            let address = engine
-                .listen(0, address, &options, None)
-                .map_err(|error| EngineError::Listen(address, error))?;
-            info!("listening on {address} ({})", engine.fabrics[0].name());
+        for listen in engine.config.listen.clone() {
+            engine
+                .listen_from_start(&listen)
+                .map_err(|error| EngineError::Listen(listen.address, error))?;
         }
         Ok(engine)
     }
@@ -617,26 +648,6 @@ impl Engine {
                 self.remove_client(now, key, &error);
             }
         }
-    }
-
-    fn listen(
-        &mut self,
-        fabric: usize,
-        address: SocketAddr,
-        options: &ListenOptions,
-        owner: Option<HandleId>,
-    ) -> Result<SocketAddr, crate::fabric::FabricError> {
-        let (key, address) = self.fabrics[fabric].listen(address, options)?;
-        let crc = options.crc;
-        self.listeners.push(Listener {
-            fabric,
-            key,
-            address,
-            crc,
-            accepted: 0,
-            owner,
-        });
-        Ok(address)
     }
 
     /// Ends all connections in good order, as far as that goes without waiting for peers.

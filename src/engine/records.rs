@@ -1,8 +1,8 @@
 //! What owners and status are told of a connection.
 
 use super::connection::Conn;
+use super::fabrics::kind;
 use super::Engine;
-use crate::ipc;
 use crate::ring::{ConnectionCounters, ConnectionRecord};
 
 impl Engine {
@@ -15,7 +15,7 @@ impl Engine {
         let negotiated = conn.machine.negotiated();
         let record = ConnectionRecord {
             connection: owner.id,
-            fabric: ipc::Fabric::SoftIwarp.number(),
+            fabric: kind(conn.fabric).number(),
             local: conn.local,
             peer: conn.peer,
             max_send_size: negotiated.map_or(0, |n| n.max_send_size),

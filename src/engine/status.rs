@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use super::fabrics::kind;
 use super::Engine;
 use crate::ipc::{
-    ConnectionStatus, EngineStatus, Fabric, HandleStatus, ListenerStatus, StatusItem, StatusPage,
+    ConnectionStatus, EngineStatus, HandleStatus, ListenerStatus, StatusItem, StatusPage,
 };
 
 impl Engine {
@@ -24,7 +25,7 @@ impl Engine {
         for listener in &self.listeners {
             let owner = listener.owner.and_then(|id| self.clients.handle(id));
             items.push(StatusItem::Listener(ListenerStatus {
-                fabric: Fabric::SoftIwarp,
+                fabric: kind(listener.fabric),
                 address: listener.address,
                 crc: listener.crc,
                 owner_pid: owner.map_or(0, |handle| handle.pid),
@@ -65,7 +66,7 @@ impl Engine {
                 id: conn
                     .owner
                     .map_or(conn.serial << 16 | key as u64, |owner| owner.id),
-                fabric: Fabric::SoftIwarp,
+                fabric: kind(conn.fabric),
                 local: conn.local,
                 peer: conn.peer,
                 state: conn.phase.as_str().into(),

@@ -1,4 +1,4 @@
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 //! RDMA transports behind one trait.
 //!
 //! A fabric owns its queue pairs. The caller drives it: it hands in readiness and time, posts work
@@ -21,6 +21,9 @@ use crate::mem::MemSlice;
 use crate::sys::Ready;
 
 pub mod iwarp;
+mod slots;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 /// A queue pair of one fabric. Keys are not used again soon after their connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,11 +55,35 @@ pub struct RemoteKey {
     pub offset: u64,
 }
 
+/// Which fabric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FabricKind {
+    /// Software iWARP over TCP: any network interface.
+    #[default]
+    SoftIwarp,
+    /// RDMA devices.
+    Verbs,
+}
+
+/// The kinds of RDMA devices, whose ports differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceKind {
+    /// No matter.
+    #[default]
+    Any,
+    /// InfiniBand and RoCE.
+    Infiniband,
+    /// iWARP.
+    Iwarp,
+}
+
 /// How to listen.
 #[derive(Debug, Clone, Default)]
 pub struct ListenOptions {
     /// Ask peers for a CRC in every frame (software iWARP).
     pub crc: bool,
+    /// Take connections on devices of this kind only (verbs).
+    pub device: DeviceKind,
 }
 
 /// How to connect.
@@ -72,7 +99,7 @@ pub struct ConnectOptions {
     pub ird: u32,
     /// Outbound RDMA READs we would like to have outstanding.
     pub ord: u32,
-    /// CM private data.
+    /// CM private data, sent on iWARP only: InfiniBand and RoCE carry the depths themselves.
     pub private_data: Vec<u8>,
     /// How long the set-up may take.
     pub timeout: Duration,
@@ -85,7 +112,7 @@ pub struct AcceptOptions {
     pub ird: u32,
     /// Outbound RDMA READs we would like to have outstanding.
     pub ord: u32,
-    /// CM private data.
+    /// CM private data, sent on iWARP only.
     pub private_data: Vec<u8>,
 }
 
@@ -145,6 +172,8 @@ pub struct LocalAddress {
     pub device: Option<String>,
     /// Bits per second of that device's port, where the fabric knows them.
     pub link_speed: Option<u64>,
+    /// What that device is.
+    pub kind: Option<DeviceKind>,
 }
 
 /// What a fabric tells.
@@ -247,11 +276,16 @@ pub trait Fabric {
     /// Its name in logs and status.
     fn name(&self) -> &'static str;
 
-    /// Whether connections to an address of this host can come over this fabric, apart from a
-    /// listener. The error says why not, and what would help. A fabric that needs a device asks
-    /// for the one behind the address; one that runs over plain sockets takes any address.
-    fn local_address(&self, address: IpAddr) -> Result<LocalAddress, String> {
-        let _ = address;
+    /// Whether connections to an address of this host can come over this fabric: to a listener that
+    /// covers the address, or at all. The error says why not, and what would help. A fabric that
+    /// needs a device asks for the one behind the address; one that runs over plain sockets takes
+    /// any address.
+    fn local_address(
+        &self,
+        listener: Option<ListenerKey>,
+        address: IpAddr,
+    ) -> Result<LocalAddress, String> {
+        let _ = (listener, address);
         Ok(LocalAddress::default())
     }
 
@@ -278,6 +312,13 @@ pub trait Fabric {
 
     /// Refuses a connect request. Disconnected follows.
     fn reject(&mut self, qp: QpKey, private_data: &[u8]);
+
+    /// Says how many receives the caller will have posted at most, before it posts the first. A
+    /// fabric whose queues have a fixed size makes them so large; one that cannot refuses receives
+    /// that do not fit with [`FabricError::NoResources`].
+    fn expect_receives(&mut self, qp: QpKey, count: u32) {
+        let _ = (qp, count);
+    }
 
     /// Posts a receive for one message of at most `memory.len()` bytes.
     fn post_recv(&mut self, qp: QpKey, wr_id: WrId, memory: MemSlice) -> Result<(), FabricError>;
@@ -317,6 +358,13 @@ pub trait Fabric {
     /// Takes it back; after it returned the peer cannot reach the memory. False: no such token
     /// (any more).
     fn deregister(&mut self, qp: QpKey, token: u32) -> bool;
+
+    /// Whether the peer of a connection can give up a token of [`Fabric::register`] by a send with
+    /// invalidate. Where it cannot, it must not be asked to: that would end the connection.
+    fn can_be_invalidated(&self, qp: QpKey) -> bool {
+        let _ = qp;
+        true
+    }
 
     /// Pushes posted work towards the wire. Call it once after a batch of posts.
     fn flush(&mut self, now: Instant, events: &mut Vec<FabricEvent>);

@@ -191,6 +191,9 @@ pub enum Fabric {
     /// Software iWARP.
     #[serde(rename = "soft-iwarp")]
     SoftIwarp,
+    /// RDMA devices: InfiniBand, RoCE, iWARP.
+    #[serde(rename = "verbs")]
+    Verbs,
 }
 
 /// Where to listen.
@@ -273,18 +276,24 @@ impl Fabric {
     pub fn number(self) -> u32 {
         match self {
             Self::SoftIwarp => 1,
+            Self::Verbs => 2,
         }
     }
 
     /// The fabric with an SMBD_FABRIC_* number.
     pub fn from_number(number: u32) -> Option<Self> {
-        (number == 1).then_some(Self::SoftIwarp)
+        match number {
+            1 => Some(Self::SoftIwarp),
+            2 => Some(Self::Verbs),
+            _ => None,
+        }
     }
 
     /// Its name in tables and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::SoftIwarp => "soft-iwarp",
+            Self::Verbs => "verbs",
         }
     }
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::fabric::iwarp::IwarpFabric;
 use crate::fabric::{
-    Access, ConnectOptions, Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey,
+    Access, ConnectOptions, Fabric, FabricEvent, FabricKind, ListenOptions, ListenerKey, QpKey,
 };
 use crate::mem::MemSlice;
-use crate::proto::{Negotiated, Role};
+use crate::proto::{Negotiated, Params, Role};
 use crate::sys::{Poller, Ready, Registry};
 use crate::wire::BufferDescriptor;
 
@@ -23,7 +23,7 @@ use super::event::{Config, ConnectionStats, PeerError, PeerEvent};
 macro_rules! context {
     ($endpoint:ident) => {
         Context {
-            fabric: &mut $endpoint.fabric,
+            fabric: &mut *$endpoint.fabric,
             events: &mut $endpoint.events,
             pdus: &mut $endpoint.pdus,
             sends: &mut $endpoint.sends,
@@ -36,7 +36,7 @@ pub struct Endpoint {
     config: Config,
     poller: Poller,
     ready: Vec<Ready>,
-    fabric: IwarpFabric,
+    fabric: Box<dyn Fabric>,
     fabric_events: Vec<FabricEvent>,
     connections: HashMap<QpKey, Connection>,
     /// Connections whose state machine may want something.
@@ -61,7 +61,7 @@ impl Endpoint {
                 .map_err(|error| PeerError::Range(error.to_string()))?;
         }
         let poller = Poller::new()?;
-        let fabric = IwarpFabric::new(poller.registry(FABRIC_TAG), config.fabric.clone())?;
+        let fabric = make_fabric(poller.registry(FABRIC_TAG), &config)?;
         Ok(Self {
             config,
             poller,
@@ -101,6 +101,7 @@ impl Endpoint {
         let now = Instant::now();
         let qp = self.fabric.connect(now, options)?;
         let params = &self.config.active;
+        self.fabric.expect_receives(qp, receives_of(params));
         let connection = if self.config.raw {
             Connection::raw(qp, params)
         } else {
@@ -179,7 +180,7 @@ impl Endpoint {
             .connections
             .get_mut(&connection)
             .ok_or(PeerError::NoSuchConnection)?;
-        entry.send_raw(&mut self.fabric, message, invalidate)
+        entry.send_raw(&mut *self.fabric, message, invalidate)
     }
 
     /// Fetches `memory.len()` bytes, starting `skip` bytes into the peer's memory that
@@ -255,7 +256,7 @@ impl Endpoint {
     pub fn disconnect(&mut self, connection: QpKey) {
         let now = Instant::now();
         if let Some(entry) = self.connections.get_mut(&connection) {
-            entry.close(now, &mut self.fabric);
+            entry.close(now, &mut *self.fabric);
             self.drive(now, connection);
         }
     }
@@ -384,7 +385,7 @@ impl Endpoint {
             .get_mut(&connection)
             .ok_or(PeerError::NoSuchConnection)?;
         entry.rdma(
-            &mut self.fabric,
+            &mut *self.fabric,
             direction,
             memory,
             descriptors,
@@ -533,6 +534,7 @@ impl Endpoint {
         addresses: (SocketAddr, SocketAddr),
     ) {
         let params = &self.config.passive;
+        self.fabric.expect_receives(qp, receives_of(params));
         let connection = if self.connections.len() >= self.config.max_connections {
             log::warn!(
                 "refused {}: {} connections already, the limit",
@@ -569,6 +571,30 @@ impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poller.as_fd()
     }
+}
+
+fn make_fabric(registry: Registry, config: &Config) -> Result<Box<dyn Fabric>, PeerError> {
+    match config.kind {
+        FabricKind::SoftIwarp => {
+            let fabric = IwarpFabric::new(registry, config.fabric.clone())?;
+            Ok(Box::new(fabric))
+        }
+        #[cfg(feature = "verbs")]
+        FabricKind::Verbs => {
+            let config = crate::fabric::verbs::VerbsConfig::default();
+            let fabric = crate::fabric::verbs::VerbsFabric::new(registry, config)?;
+            Ok(Box::new(fabric))
+        }
+        #[cfg(not(feature = "verbs"))]
+        FabricKind::Verbs => Err(PeerError::Range(
+            "built without the feature verbs: build with it, or use software iWARP".into(),
+        )),
+    }
+}
+
+/// The most receives that a connection has posted: those with credits, and the first.
+fn receives_of(params: &Params) -> u32 {
+    u32::from(params.receive_credit_max) + 1
 }
 
 const FABRIC_TAG: u8 = 1;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::fabric::iwarp::IwarpConfig;
-use crate::fabric::{self, AcceptOptions, FabricError, ListenerKey, QpKey, Status};
+use crate::fabric::{self, AcceptOptions, FabricError, FabricKind, ListenerKey, QpKey, Status};
 use crate::mem::MemError;
 use crate::proto::{self, Negotiated, Params, SendError, Stats};
 use crate::sys::Ready;
@@ -20,6 +20,8 @@ pub struct Config {
     pub passive: Params,
     /// How connections are accepted.
     pub accept: AcceptOptions,
+    /// The fabric.
+    pub kind: FabricKind,
     /// How the software iWARP fabric behaves.
     pub fabric: IwarpConfig,
     /// Connections at once, both kinds; further ones are refused.
@@ -40,6 +42,7 @@ impl Default for Config {
                 ord: 32,
                 private_data: Vec::new(),
             },
+            kind: FabricKind::default(),
             fabric: IwarpConfig::default(),
             max_connections: 4096,
             raw: false,

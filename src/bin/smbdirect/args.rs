@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use smbdirect::fabric::{AcceptOptions, ConnectOptions, ListenOptions};
+use smbdirect::fabric::{AcceptOptions, ConnectOptions, FabricKind, ListenOptions};
 use smbdirect::proto::Params;
 
 use crate::failure::Failure;
@@ -11,6 +11,8 @@ use crate::units::{parse_seconds, parse_size_u32};
 
 /// Port of SMB Direct on iWARP, `[MS-SMBD] 1.9`.
 pub(crate) const SMBDIRECT_PORT: u16 = 5445;
+/// Port of SMB Direct on InfiniBand and RoCE, `[MS-SMBD] 1.9`.
+pub(crate) const INFINIBAND_PORT: u16 = 445;
 
 /// What this side offers in the SMB Direct negotiation, and how its RDMA transport behaves.
 #[derive(clap::Args, Debug, Clone)]
@@ -79,7 +81,10 @@ impl SmbdArgs {
 
     /// How to listen.
     pub(crate) fn listen_options(&self) -> ListenOptions {
-        ListenOptions { crc: self.crc }
+        ListenOptions {
+            crc: self.crc,
+            ..ListenOptions::default()
+        }
     }
 
     /// How to accept.
@@ -90,6 +95,33 @@ impl SmbdArgs {
             private_data: Vec::new(),
         }
     }
+}
+
+/// An address and the fabric that leads there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) fabric: FabricKind,
+    pub(crate) address: SocketAddr,
+    /// The port was not given.
+    pub(crate) is_default_port: bool,
+}
+
+/// Resolves an address with a fabric in front: `verbs:HOST`, `iwarp:HOST`; without one it is
+/// software iWARP. The port defaults to SMB Direct's: 5445, with `verbs:` 445.
+pub(crate) fn resolve_target(text: &str) -> Result<Target, Failure> {
+    let (fabric, rest, port) = match text.split_once(':') {
+        Some(("verbs", rest)) => (FabricKind::Verbs, rest, INFINIBAND_PORT),
+        Some(("iwarp", rest)) => (FabricKind::SoftIwarp, rest, SMBDIRECT_PORT),
+        _ => (FabricKind::SoftIwarp, text, SMBDIRECT_PORT),
+    };
+    let address = resolve(rest, port)?;
+    // A port that was given does not follow the default.
+    let is_default_port = resolve(rest, port ^ 1)?.port() != address.port();
+    Ok(Target {
+        fabric,
+        address,
+        is_default_port,
+    })
 }
 
 /// Resolves `HOST`, `HOST:PORT`, `[IPV6]` or `[IPV6]:PORT`; the port defaults to `port`.
@@ -131,6 +163,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fabric_may_stand_in_front() {
+        let read = |text| {
+            let target = resolve_target(text).unwrap();
+            (
+                target.fabric,
+                target.address.to_string(),
+                target.is_default_port,
+            )
+        };
+        let (verbs, iwarp) = (FabricKind::Verbs, FabricKind::SoftIwarp);
+        assert_eq!(read("192.0.2.1"), (iwarp, "192.0.2.1:5445".into(), true));
+        assert_eq!(
+            read("iwarp:192.0.2.1:7"),
+            (iwarp, "192.0.2.1:7".into(), false)
+        );
+        assert_eq!(
+            read("verbs:192.0.2.1"),
+            (verbs, "192.0.2.1:445".into(), true)
+        );
+        assert_eq!(read("verbs:[::]"), (verbs, "[::]:445".into(), true));
+        assert_eq!(read("verbs:[::1]:445"), (verbs, "[::1]:445".into(), false));
+        assert_eq!(read("::1"), (iwarp, "[::1]:5445".into(), true));
+    }
 
     #[test]
     fn addresses_are_read() {

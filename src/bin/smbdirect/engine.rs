@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smbdirect::engine::{Config, Engine, EngineError};
-use smbdirect::fabric::ListenOptions;
+use smbdirect::engine::{Config, Engine, EngineError, Listen};
+use smbdirect::fabric::{FabricKind, ListenOptions};
 use smbdirect::ipc;
 
-use crate::args::{resolve, SMBDIRECT_PORT};
+use crate::args::resolve_target;
 use crate::failure::Failure;
 use crate::session::say;
 use crate::signals::StopSignal;
@@ -22,10 +22,14 @@ use crate::units::parse_seconds;
 ///
 /// On standard output it prints `control socket PATH`, `listening on ADDRESS:PORT` for each
 /// address, and `ready`.
+///
+/// RDMA devices (verbs:) need read and write access to /dev/infiniband, a large RLIMIT_MEMLOCK, and
+/// for port 445 nothing else: it is not TCP's.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect engine --socket /run/smbdirect/engine.sock --listen 0.0.0.0 --listen [::]\n  \
-    smbdirect engine --socket ./engine.sock --listen 127.0.0.1:5445 --crc\n\n\
+    smbdirect engine --socket ./engine.sock --listen 127.0.0.1:5445 --crc\n  \
+    smbdirect engine --listen verbs:0.0.0.0 --listen verbs:[::]\n\n\
     Exit status: 0 stopped by a signal, 1 failure (socket or address not usable, ...), \
     2 wrong usage.")]
 pub(crate) struct Args {
@@ -33,8 +37,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", default_value = ipc::DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
     /// Address to listen on, may be given several times; port 0 takes any free one. Without it the
-    /// engine listens where handles ask it to (smbd_listen) [port: 5445]
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    /// engine listens where handles ask it to (smbd_listen). By software iWARP, or with verbs: in
+    /// front by the RDMA device of the address, on 0.0.0.0 and [::] by all devices, those that come
+    /// later too [port: 5445; with verbs: 445 for InfiniBand and RoCE, 5445 for iWARP devices]
+    #[arg(long, value_name = "[verbs:]ADDRESS[:PORT]")]
     pub(crate) listen: Vec<String>,
     /// User id that may open handles and connect out, but has no part in connections that come in;
     /// may be given several times. Root and the engine's own user always may. It needs a
@@ -91,11 +97,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         args.socket_mode,
     )?;
     let default = Config::default();
-    let options = ListenOptions { crc: args.crc };
     let listen = args
         .listen
         .iter()
-        .map(|text| Ok((resolve(text, SMBDIRECT_PORT)?, options.clone())))
+        .map(|text| parse_listen(text, args.crc))
         .collect::<Result<Vec<_>, Failure>>()?;
     let config = Config {
         socket_path: args.socket.clone(),
@@ -119,6 +124,22 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     say("ready");
     engine.run(Some(stop.into())).map_err(failed)
+}
+
+fn parse_listen(text: &str, crc: bool) -> Result<Listen, Failure> {
+    let target = resolve_target(text)?;
+    Ok(Listen {
+        fabric: match target.fabric {
+            FabricKind::SoftIwarp => ipc::Fabric::SoftIwarp,
+            FabricKind::Verbs => ipc::Fabric::Verbs,
+        },
+        address: target.address,
+        is_default_port: target.is_default_port,
+        options: ListenOptions {
+            crc,
+            ..ListenOptions::default()
+        },
+    })
 }
 
 /// To connect to a socket takes the right to write: a user who is let in has to be able to reach it.

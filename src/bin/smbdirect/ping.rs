@@ -8,7 +8,7 @@ use smbdirect::proto::Params;
 use smbdirect::sys::{Interest, Ready};
 use smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse, VERSION};
 
-use crate::args::{resolve, SmbdArgs, SMBDIRECT_PORT};
+use crate::args::{resolve_target, SmbdArgs};
 use crate::failure::Failure;
 use crate::session::{describe, say, Link, Session};
 use crate::signals::StopSignal;
@@ -24,17 +24,19 @@ use crate::units::{parse_seconds, parse_size_u32, usec};
     smbdirect ping                       answer on port 5445 of all addresses\n  \
     smbdirect ping server                1000 round trips of 64 bytes to the above\n  \
     smbdirect ping server -s 64K -n 100  larger ones, in fragments\n  \
-    smbdirect ping --probe server:5445   any SMB Direct server, no payload\n\n\
+    smbdirect ping --probe server:5445   any SMB Direct server, no payload\n  \
+    smbdirect ping --probe verbs:server  the same through an RDMA device\n\n\
     Exit status: 0 all round trips done (passive: stopped by a signal), 1 failure, \
     2 wrong usage.")]
 pub(crate) struct Args {
-    /// The passive side to connect to; without it this side is the passive one [port: 5445]
-    #[arg(value_name = "HOST[:PORT]")]
+    /// The passive side to connect to; without it this side is the passive one. By software iWARP,
+    /// or with verbs: in front through an RDMA device [port: 5445, with verbs: 445]
+    #[arg(value_name = "[verbs:]HOST[:PORT]")]
     host: Option<String>,
     /// Passive side: where to listen; port 0 takes a free one, printed as `listening on ...`
     #[arg(
         long,
-        value_name = "ADDRESS[:PORT]",
+        value_name = "[verbs:]ADDRESS[:PORT]",
         default_value = "0.0.0.0",
         conflicts_with = "host"
     )]
@@ -78,8 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn answer(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
-    let address = resolve(&args.listen, SMBDIRECT_PORT)?;
+    let target = resolve_target(&args.listen)?;
+    let address = target.address;
     let config = Config {
+        kind: target.fabric,
         passive: args.smbd.params(Params::default())?,
         accept: args.smbd.accept_options(),
         ..Config::default()
@@ -133,8 +137,10 @@ fn answer(args: &Args) -> Result<(), Failure> {
 }
 
 fn measure(args: &Args, host: &str) -> Result<(), Failure> {
-    let peer = resolve(host, SMBDIRECT_PORT)?;
+    let target = resolve_target(host)?;
+    let peer = target.address;
     let config = Config {
+        kind: target.fabric,
         active: args.smbd.params(Params::active())?,
         raw: args.probe,
         ..Config::default()

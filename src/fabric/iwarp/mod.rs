@@ -25,7 +25,6 @@ mod qp;
 mod receive;
 mod setup;
 mod shared;
-mod slots;
 mod socket;
 mod stag;
 mod stage;
@@ -42,6 +41,7 @@ use std::time::{Duration, Instant};
 pub use config::{IwarpConfig, SegmentSize, DEFAULT_READ_DEPTH};
 pub use mpa::Rtr;
 
+use super::slots::Slots;
 use super::{
     AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricError, FabricEvent,
     ListenOptions, ListenerKey, QpKey, RemoteKey, SendRequest, WrId,
@@ -54,7 +54,6 @@ use listener::Listener;
 use qp::{Phase, Qp};
 use setup::{check_depths, Setup};
 use shared::Shared;
-use slots::Slots;
 use terminate::Code;
 use transmit::Work;
 

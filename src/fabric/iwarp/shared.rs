@@ -5,10 +5,10 @@ use std::io;
 use super::config::IwarpConfig;
 use super::crc;
 use super::receive::ReceiveTools;
-use super::slots::Timers;
 use super::stag::TokenSource;
 use super::stage::StagePool;
 use super::transmit::{Finished, SendTools};
+use crate::fabric::slots::Timers;
 use crate::mem::PartsStorage;
 use crate::sys::Registry;
 

@@ -17,7 +17,7 @@ use smbdirect::smb::{
 };
 
 use super::{median, Row};
-use crate::args::{resolve, SMBDIRECT_PORT};
+use crate::args::{resolve, resolve_target};
 use crate::failure::Failure;
 
 /// Where the share is and who may use it.
@@ -199,15 +199,18 @@ impl Target {
         if host.is_empty() || folder.is_empty() {
             return Err(wrong());
         }
+        let rdma = resolve_target(args.rdma.as_deref().unwrap_or(host))?;
+        let mut profile = match args.profile.as_str() {
+            "windows" => Profile::windows(),
+            _ => Profile::linux(),
+        };
+        profile.config.kind = rdma.fabric;
         Ok(Self {
             share: share.to_owned(),
             tcp: resolve(args.tcp.as_deref().unwrap_or(host), 445)?,
-            rdma: resolve(args.rdma.as_deref().unwrap_or(host), SMBDIRECT_PORT)?,
+            rdma: rdma.address,
             credentials: credentials(args)?,
-            profile: match args.profile.as_str() {
-                "windows" => Profile::windows(),
-                _ => Profile::linux(),
-            },
+            profile,
             path: format!(r"\\{host}\{folder}"),
         })
     }

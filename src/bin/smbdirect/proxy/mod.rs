@@ -16,7 +16,7 @@ use smbdirect::peer::{Config, ConnectionId, Endpoint, PeerEvent};
 use smbdirect::proto::Params;
 use smbdirect::sys::{Interest, Ready};
 
-use crate::args::{resolve, SmbdArgs, SMBDIRECT_PORT};
+use crate::args::{resolve, resolve_target, SmbdArgs};
 use crate::failure::Failure;
 use crate::session::{describe, say};
 use crate::signals::StopSignal;
@@ -44,8 +44,9 @@ pub(crate) struct Args {
     /// `listening on ADDRESS:PORT`
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4450")]
     listen: String,
-    /// SMB Direct server to connect to [port: 5445]
-    #[arg(long, value_name = "HOST[:PORT]")]
+    /// SMB Direct server to connect to, by software iWARP or, with verbs: in front, through an RDMA
+    /// device [port: 5445, with verbs: 445]
+    #[arg(long, value_name = "[verbs:]HOST[:PORT]")]
     connect: String,
     /// End when the first client's connection has ended
     #[arg(long)]
@@ -69,7 +70,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
     let address = resolve(&args.listen, DEFAULT_PORT)?;
-    let server = resolve(&args.connect, SMBDIRECT_PORT)?;
+    let target = resolve_target(&args.connect)?;
+    let server = target.address;
     // 8136 is the largest offer that every known server takes.
     let defaults = Params {
         max_fragmented_size: args.max_fragmented_size,
@@ -77,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     let active = args.smbd.params(defaults)?;
     let endpoint = Endpoint::new(Config {
+        kind: target.fabric,
         active,
         ..Config::default()
     })

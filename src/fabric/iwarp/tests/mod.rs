@@ -175,7 +175,10 @@ impl World {
     }
 
     fn listen(&mut self, side: usize, address: &str, crc: bool) -> (ListenerKey, SocketAddr) {
-        let options = ListenOptions { crc };
+        let options = ListenOptions {
+            crc,
+            ..ListenOptions::default()
+        };
         self.sides[side]
             .fabric
             .listen(address.parse().unwrap(), &options)

@@ -1,3 +1,4 @@
+#![forbid(unsafe_code)]
 //! Places for sockets, under keys that do not come back, and their deadlines.
 
 use std::collections::BTreeSet;
@@ -52,6 +53,12 @@ impl<T> Slots<T> {
     pub(super) fn remove(&mut self, key: u64) -> Option<T> {
         self.get(key)?;
         Some(self.slab.remove(index(key)).1)
+    }
+
+    // Without the verbs fabric nobody needs it.
+    #[cfg_attr(not(feature = "verbs"), allow(dead_code))]
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut T)> {
+        self.slab.iter_mut().map(|(_, (key, value))| (*key, value))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {

@@ -1,0 +1,468 @@
+#![forbid(unsafe_code)]
+//! One connection: its identifier, its queues, and what waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::config::VerbsConfig;
+use super::memory::{Kept, Memory, MAX_PIECES};
+use super::sys::{CmId, ConnParams, Device, Mr, Pd, Qp, QueueOptions, Rights, Transport};
+use crate::fabric::{
+    Access, EndReason, FabricError, FabricEvent, ListenerKey, QpKey, RemoteKey, SendRequest,
+    Status, WrId,
+};
+use crate::mem::{MemSlice, Region};
+
+/// Where a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Active: which device leads to the peer?
+    ResolvingAddress,
+    /// Active: which path?
+    ResolvingRoute,
+    /// Active: asked the peer.
+    Connecting,
+    /// Passive: the caller has to decide.
+    AwaitAccept,
+    /// Passive: accepted, and the peer has not confirmed it.
+    Accepting,
+    /// Both sides may send.
+    Open,
+    /// What is posted leaves, then it ends.
+    Draining,
+    /// The queue pair is in error; why comes with an event.
+    Broken,
+}
+
+impl Phase {
+    /// What is waited for, in the words of a time-out.
+    pub(super) fn awaited(self) -> &'static str {
+        match self {
+            Self::ResolvingAddress => "the peer's address to be resolved",
+            Self::ResolvingRoute => "the route to the peer",
+            Self::Connecting => "the peer's answer to the connect request",
+            Self::AwaitAccept => "accept or reject",
+            Self::Accepting => "the peer's confirmation",
+            Self::Open | Self::Draining => "the end",
+            Self::Broken => "the reason of an error of the queue pair",
+        }
+    }
+}
+
+/// A receive, waiting or posted.
+pub(super) struct Recv {
+    pub(super) seq: u64,
+    pub(super) wr_id: WrId,
+    pub(super) memory: MemSlice,
+    pub(super) kept: Kept,
+}
+
+/// What the caller wants done on the send queue.
+pub(super) enum Work {
+    Send(SendRequest),
+    Write {
+        memory: MemSlice,
+        token: u32,
+        offset: u64,
+    },
+    Read {
+        memory: MemSlice,
+        token: u32,
+        offset: u64,
+    },
+}
+
+/// Work that the device has not got yet.
+pub(super) struct Waiting {
+    pub(super) seq: u64,
+    pub(super) wr_id: WrId,
+    pub(super) work: Work,
+}
+
+/// Work that the device has.
+pub(super) struct Posted {
+    pub(super) seq: u64,
+    pub(super) wr_id: WrId,
+    pub(super) header: Option<u16>,
+    pub(super) _kept: Kept,
+}
+
+/// Registered memory for the headers of sends, one place for each work request.
+pub(super) struct Headers {
+    pub(super) region: Arc<Region>,
+    pub(super) mr: Mr,
+    pub(super) free: Vec<u16>,
+}
+
+/// Bytes of one header.
+pub(super) const HEADER: usize = 32;
+
+impl Headers {
+    fn new(pd: &Pd, count: u32) -> io::Result<Self> {
+        let count = count.min(u32::from(u16::MAX)) as u16;
+        let len = usize::from(count) * HEADER;
+        let region = Region::anonymous(len)?;
+        let mr = Mr::new(pd, &region, 0, len, Rights::default())?;
+        Ok(Self {
+            region,
+            mr,
+            free: (0..count).rev().collect(),
+        })
+    }
+}
+
+/// What a connection has once its device is known.
+pub(super) struct Queues {
+    pub(super) qp: Qp,
+    pub(super) headers: Headers,
+    pub(super) memory: Memory,
+    pub(super) device: Rc<Device>,
+}
+
+/// A connection.
+pub(super) struct Conn {
+    pub(super) key: u64,
+    /// Declared before the identifier: goes first.
+    pub(super) queues: Option<Queues>,
+    /// What the peer may reach, by token.
+    pub(super) registrations: HashMap<u32, Mr>,
+    pub(super) id: CmId,
+    pub(super) phase: Phase,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    /// The caller knows the key.
+    pub(super) told: bool,
+    pub(super) deadline: Option<Instant>,
+    /// When the whole set-up has to be over (active).
+    pub(super) setup_until: Option<Instant>,
+    pub(super) expected_recvs: Option<u32>,
+    pub(super) ird: u32,
+    /// Wish, then what was agreed on.
+    pub(super) ord: u32,
+    pub(super) private_data: Vec<u8>,
+    /// The listener it came to.
+    pub(super) listener: Option<ListenerKey>,
+    /// Reads the peer serves, if it said so.
+    pub(super) peer_ird: Option<u32>,
+    pub(super) peer_ord: Option<u32>,
+    pub(super) recvs_waiting: VecDeque<Recv>,
+    pub(super) recvs: VecDeque<Recv>,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) reads_waiting: VecDeque<Waiting>,
+    pub(super) sends: VecDeque<Posted>,
+    pub(super) reads: VecDeque<Posted>,
+    next_seq: u64,
+    /// Why it has to end; kept from the first that said so.
+    pub(super) end: Option<EndReason>,
+    /// Among the connections with something to do at the next flush.
+    pub(super) is_dirty: bool,
+    /// Its completion queue is looked at in each flush, and will not tell by itself.
+    pub(super) is_hot: bool,
+    /// Counts among the connections in set-up.
+    pub(super) is_half_open: bool,
+}
+
+impl Conn {
+    pub(super) fn new(
+        key: u64,
+        id: CmId,
+        phase: Phase,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> Self {
+        Self {
+            key,
+            queues: None,
+            registrations: HashMap::new(),
+            id,
+            phase,
+            local,
+            peer,
+            told: false,
+            deadline: None,
+            setup_until: None,
+            expected_recvs: None,
+            ird: 0,
+            ord: 0,
+            private_data: Vec::new(),
+            listener: None,
+            peer_ird: None,
+            peer_ord: None,
+            recvs_waiting: VecDeque::new(),
+            recvs: VecDeque::new(),
+            waiting: VecDeque::new(),
+            reads_waiting: VecDeque::new(),
+            sends: VecDeque::new(),
+            reads: VecDeque::new(),
+            next_seq: 0,
+            end: None,
+            is_dirty: false,
+            is_hot: false,
+            is_half_open: false,
+        }
+    }
+
+    pub(super) fn qp_key(&self) -> QpKey {
+        QpKey(self.key)
+    }
+
+    pub(super) fn seq(&mut self) -> u64 {
+        self.next_seq += 1;
+        self.next_seq
+    }
+
+    /// Makes the queues, sized by what the device can do. The identifier is bound to it.
+    pub(super) fn make_queues(&mut self, config: &VerbsConfig) -> Result<(), FabricError> {
+        if self.queues.is_some() {
+            return Ok(());
+        }
+        let os = |what: &str| {
+            let what = format!("{what} for the connection with {}", self.peer);
+            move |error| FabricError::Os(what, error)
+        };
+        let device = match Device::of(&self.id) {
+            Some(device) => device.map_err(os("query the device"))?,
+            None => return Err(FabricError::WrongState("no device yet")),
+        };
+        let options = queue_options(&device, config, self.expected_recvs, self.key)?;
+        let pd = Pd::new(&self.id).map_err(os("ibv_alloc_pd"))?;
+        let qp = make_qp(&self.id, &pd, options).map_err(os("make a queue pair"))?;
+        let headers = Headers::new(&pd, options.sends).map_err(|error| {
+            super::limits::explain(error, "register headers", options.sends as usize * HEADER)
+        })?;
+        self.queues = Some(Queues {
+            qp,
+            headers,
+            memory: Memory::new(pd, config.chunk, config.register_each),
+            device: Rc::new(device),
+        });
+        Ok(())
+    }
+
+    /// What goes with connect and accept: depths within the device's limits.
+    pub(super) fn params(&self) -> ConnParams<'_> {
+        let device = self.queues.as_ref().map(|queues| &queues.device);
+        let (max_ird, max_ord) = device.map_or((0, 0), |d| (d.max_ird, d.max_ord));
+        let within = |wish: u32, device: u8, peer: Option<u32>| {
+            let most = wish.min(peer.unwrap_or(u32::MAX));
+            most.min(u32::from(device)) as u8
+        };
+        // InfiniBand and RoCE carry the depths themselves; iWARP before MPA revision 2 does not,
+        // and SMB Direct's private data makes up for it ([MS-SMBD] 6).
+        let is_iwarp = device.is_some_and(|d| d.transport == Transport::Iwarp);
+        ConnParams {
+            private_data: if is_iwarp { &self.private_data } else { &[] },
+            responder_resources: within(self.ird, max_ird, self.peer_ord),
+            initiator_depth: within(self.ord, max_ord, self.peer_ird),
+        }
+    }
+
+    /// Whether work can be posted at all.
+    pub(super) fn check_posting(&self) -> Result<(), FabricError> {
+        if self.end.is_some() || matches!(self.phase, Phase::Draining | Phase::Broken) {
+            return Err(FabricError::WrongState("the connection is ending"));
+        }
+        Ok(())
+    }
+
+    /// Receives that the device can hold, once known.
+    pub(super) fn recv_room(&self) -> Option<usize> {
+        let queues = self.queues.as_ref()?;
+        Some(queues.qp.options().recvs as usize)
+    }
+
+    pub(super) fn push_work(&mut self, wr_id: WrId, work: Work) {
+        let seq = self.seq();
+        let is_read = matches!(work, Work::Read { .. });
+        let waiting = Waiting { seq, wr_id, work };
+        if is_read {
+            self.reads_waiting.push_back(waiting);
+        } else {
+            self.waiting.push_back(waiting);
+        }
+    }
+
+    /// Whether everything on the send queue has ended.
+    pub(super) fn is_drained(&self) -> bool {
+        self.waiting.is_empty()
+            && self.reads_waiting.is_empty()
+            && self.sends.is_empty()
+            && self.reads.is_empty()
+    }
+
+    pub(super) fn register(
+        &mut self,
+        config: &VerbsConfig,
+        memory: &MemSlice,
+        access: Access,
+    ) -> Result<RemoteKey, FabricError> {
+        self.check_posting()?;
+        let Some(queues) = &self.queues else {
+            return Err(FabricError::WrongState("no device yet"));
+        };
+        if self.registrations.len() >= config.max_registrations {
+            return Err(FabricError::NoResources("registrations of one connection"));
+        }
+        if memory.is_empty() {
+            return Err(FabricError::Invalid("no bytes to register".into()));
+        }
+        let rights = Rights {
+            local_write: access.remote_write,
+            remote_read: access.remote_read,
+            remote_write: access.remote_write,
+        };
+        let pd = queues.memory.pd();
+        let mr = Mr::new(pd, memory.region(), memory.offset(), memory.len(), rights)
+            .map_err(|error| super::limits::explain(error, "register memory", memory.len()))?;
+        let key = RemoteKey {
+            token: mr.rkey(),
+            offset: mr.address(),
+        };
+        self.registrations.insert(key.token, mr);
+        Ok(key)
+    }
+
+    /// Tells that the connection is up, once.
+    pub(super) fn establish(&mut self, private_data: Vec<u8>, events: &mut Vec<FabricEvent>) {
+        self.phase = Phase::Open;
+        self.private_data = Vec::new();
+        events.push(FabricEvent::Established {
+            qp: self.qp_key(),
+            local: self.local,
+            peer: self.peer,
+            ord: self.ord,
+            private_data,
+        });
+    }
+
+    /// Tells everything that is left as flushed, in order. The device has to be through with it.
+    pub(super) fn flush_all(&mut self, events: &mut Vec<FabricEvent>) {
+        let mut left: Vec<(u64, WrId)> = Vec::new();
+        let posted = self.sends.drain(..).chain(self.reads.drain(..));
+        left.extend(posted.map(|work| (work.seq, work.wr_id)));
+        let waiting = self.waiting.drain(..).chain(self.reads_waiting.drain(..));
+        left.extend(waiting.map(|work| (work.seq, work.wr_id)));
+        left.sort_unstable_by_key(|(seq, _)| *seq);
+        let qp = self.qp_key();
+        let status = Status::Flushed;
+        events.extend(
+            left.into_iter()
+                .map(|(_, wr_id)| FabricEvent::Done { qp, wr_id, status }),
+        );
+        let recvs = self.recvs.drain(..).chain(self.recvs_waiting.drain(..));
+        events.extend(recvs.map(|recv| FabricEvent::Recv {
+            qp,
+            wr_id: recv.wr_id,
+            len: 0,
+            invalidated: None,
+            status,
+        }));
+    }
+}
+
+/// Sizes within the limits of a device.
+fn queue_options(
+    device: &Device,
+    config: &VerbsConfig,
+    expected_recvs: Option<u32>,
+    key: u64,
+) -> Result<QueueOptions, FabricError> {
+    let sends = config.send_depth.min(device.max_qp_wr);
+    let recvs = expected_recvs
+        .unwrap_or(config.recv_depth)
+        .clamp(1, device.max_qp_wr.max(1));
+    if device.max_sge < 2 || sends < 2 {
+        return Err(FabricError::Invalid(format!(
+            "{} takes {} pieces of memory in one work request and {sends} work requests: SMB \
+             Direct needs 2 of each",
+            device.name, device.max_sge
+        )));
+    }
+    // A completion queue that is too small loses completions.
+    let most = device.max_cqe.saturating_sub(1);
+    if sends + recvs > most {
+        return Err(FabricError::Invalid(format!(
+            "{} has completion queues of {} entries; {sends} sends and {recvs} receives do not fit",
+            device.name, device.max_cqe
+        )));
+    }
+    Ok(QueueOptions {
+        sends,
+        recvs,
+        send_sges: device.max_sge.min(1 + MAX_PIECES),
+        recv_sges: device.max_sge.min(2),
+        inline: config.inline,
+        vector: key as u32,
+    })
+}
+
+/// Makes a queue pair. How much fits inline is known by trying only.
+fn make_qp(id: &CmId, pd: &Pd, options: QueueOptions) -> io::Result<Qp> {
+    let mut first = None;
+    for inline in [options.inline, 64, 0] {
+        if inline > options.inline {
+            continue;
+        }
+        match Qp::new(id, pd, QueueOptions { inline, ..options }) {
+            Ok(qp) => return Ok(qp),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| io::Error::other("no size to try")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        Device {
+            name: "test0".into(),
+            transport: Transport::Infiniband,
+            max_qp_wr: 128,
+            max_cqe: 1024,
+            max_sge: 3,
+            max_sge_rd: 3,
+            max_ird: 16,
+            max_ord: 16,
+            send_with_invalidate: true,
+            link_speed: None,
+        }
+    }
+
+    #[test]
+    fn queues_fit_the_device() {
+        let config = VerbsConfig::default();
+        let options = queue_options(&device(), &config, Some(255), 7).unwrap();
+        assert_eq!((options.sends, options.recvs), (128, 128));
+        assert_eq!((options.send_sges, options.recv_sges), (3, 2));
+        let few = queue_options(&device(), &config, Some(10), 7).unwrap();
+        assert_eq!(few.recvs, 10);
+    }
+
+    #[test]
+    fn a_device_that_cannot_is_refused_by_name() {
+        let config = VerbsConfig::default();
+        let narrow = Device {
+            max_sge: 1,
+            ..device()
+        };
+        let error = queue_options(&narrow, &config, None, 0).unwrap_err();
+        assert!(
+            error.to_string().contains("test0 takes 1 pieces"),
+            "{error}"
+        );
+        let short = Device {
+            max_cqe: 200,
+            ..device()
+        };
+        let error = queue_options(&short, &config, None, 0).unwrap_err();
+        assert!(error.to_string().contains("200 entries"), "{error}");
+    }
+}

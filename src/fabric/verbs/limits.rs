@@ -1,0 +1,102 @@
+#![forbid(unsafe_code)]
+//! RLIMIT_MEMLOCK: what the fabric may pin, and what to say when it is too little.
+
+use std::io;
+
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+
+use crate::fabric::FabricError;
+
+/// Below this no server runs: receives and some RDMA buffers of one connection.
+const LEAST: u64 = 64 << 20;
+
+/// Bit of CAP_IPC_LOCK, which lifts the limit.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Raises the soft limit to the hard one, and checks that it is worth starting. The error names
+/// limit, need and cure.
+pub(super) fn check_locked_memory() -> Result<(), String> {
+    let limit = getrlimit(Resource::Memlock);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        // Refused at worst, and then the soft limit counts.
+        let _ = setrlimit(Resource::Memlock, raised);
+    }
+    judge(getrlimit(Resource::Memlock).current, may_lock())
+}
+
+fn judge(limit: Option<u64>, may_lock: bool) -> Result<(), String> {
+    match limit {
+        Some(bytes) if bytes < LEAST && !may_lock => Err(format!(
+            "RLIMIT_MEMLOCK is {} KiB, and RDMA memory is pinned: at least {} KiB are needed, about \
+             70 MiB for each busy client: set LimitMEMLOCK=infinity in the engine's unit, or \
+             `ulimit -l unlimited`",
+            bytes >> 10,
+            LEAST >> 10
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this process may pin without a limit.
+fn may_lock() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_capabilities(&status).is_some_and(|mask| mask & (1 << CAP_IPC_LOCK) != 0)
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// What a failed registration means.
+pub(super) fn explain(error: io::Error, what: &str, bytes: usize) -> FabricError {
+    let mut text = format!("{what} ({bytes} bytes)");
+    if error.raw_os_error() == Some(libc::ENOMEM) {
+        let limit = getrlimit(Resource::Memlock).current;
+        let limit = limit.map_or("unlimited".into(), |bytes| format!("{} KiB", bytes >> 10));
+        text = format!("{text}: RLIMIT_MEMLOCK is {limit} (LimitMEMLOCK in the engine's unit)");
+    }
+    FabricError::Os(text, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_limit_is_named_with_its_cure() {
+        let error = judge(Some(8 << 20), false).unwrap_err();
+        for word in ["8192 KiB", "65536 KiB", "LimitMEMLOCK=infinity"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(judge(Some(8 << 20), true), Ok(()));
+        assert_eq!(judge(None, false), Ok(()));
+        assert_eq!(judge(Some(LEAST), false), Ok(()));
+    }
+
+    #[test]
+    fn capabilities_are_read() {
+        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000004000\n";
+        assert_eq!(effective_capabilities(status), Some(1 << CAP_IPC_LOCK));
+        assert_eq!(effective_capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn lack_of_memory_names_the_limit() {
+        let error = io::Error::from_raw_os_error(libc::ENOMEM);
+        let text = explain(error, "register a chunk", 1 << 20).to_string();
+        assert!(
+            text.contains("RLIMIT_MEMLOCK") && text.contains("1048576"),
+            "{text}"
+        );
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let text = explain(error, "register a chunk", 1).to_string();
+        assert!(!text.contains("RLIMIT_MEMLOCK"), "{text}");
+    }
+}

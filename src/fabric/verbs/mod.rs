@@ -1,0 +1,705 @@
+//! RoCE, InfiniBand and hardware iWARP: librdmacm and libibverbs.
+//!
+//! ```text
+//!   VerbsFabric (this file)    the Fabric trait; keys, readiness, time
+//!     events                   what rdma_cm tells, and the end of connections
+//!     listener                 one identifier for each address of a device
+//!     conn                     one connection: its queues, sized by the device, and what waits
+//!       post                   work requests in chains, one doorbell for each flush
+//!       complete               the completion queue, a batch at a time
+//!       memory                 chunks of memory, registered as they come into use
+//!     limits                   RLIMIT_MEMLOCK
+//!     sys                      the libraries behind safe types; the only unsafe code
+//! ```
+//!
+//! Each connection has a protection domain, a completion queue and a completion channel of its own:
+//! no peer reaches memory of another connection, a device that goes takes nothing along but its
+//! connections, and one epoll set tells which of them has something. A completion queue is looked
+//! at as long as a look finds something; only then it is armed. One look takes one batch, so that a
+//! busy connection leaves time for others.
+//!
+//! The libraries are loaded when the first listener, connect or query of an address wants them.
+//! This process must not fork after that and use memory or connections in the child; the engine
+//! forks nothing, and smbd, which does, never loads them. So `ibv_fork_init` is not called.
+
+mod complete;
+mod config;
+mod conn;
+mod events;
+mod limits;
+mod listener;
+mod memory;
+mod post;
+#[allow(unsafe_code)]
+mod sys;
+
+use std::cell::OnceCell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use log::info;
+
+pub use config::VerbsConfig;
+
+use self::complete::Found;
+use self::conn::{Conn, Phase, Recv, Work};
+use self::listener::Listener;
+use self::post::{PostError, PostTools};
+use self::sys::{CmId, EventChannel};
+use super::slots::{Slots, Timers};
+use super::{
+    AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricError, FabricEvent,
+    ListenOptions, ListenerKey, LocalAddress, QpKey, RemoteKey, SendRequest, WrId,
+};
+use crate::mem::MemSlice;
+use crate::sys::{Interest, Ready, Registry};
+
+/// The event channel's readiness; no entry has this key.
+const CM_KEY: u64 = 0;
+
+/// What a key names.
+enum Entry {
+    Listener(Listener),
+    Conn(Box<Conn>),
+    /// Over for the caller; the peer is still told.
+    Closing {
+        _id: CmId,
+        deadline: Option<Instant>,
+    },
+}
+
+/// The verbs fabric. Belongs to one thread.
+pub struct VerbsFabric {
+    // Declared before the channel: identifiers go first.
+    slots: Slots<Entry>,
+    cm: OnceCell<EventChannel>,
+    registry: Registry,
+    config: VerbsConfig,
+    timers: Timers,
+    tools: PostTools,
+    /// Connections with something to do at the next flush.
+    dirty: Vec<u64>,
+    /// Connections whose completion queue is looked at in each flush.
+    hot: Vec<u64>,
+    half_open: usize,
+    /// RLIMIT_MEMLOCK was found to be enough.
+    is_limit_checked: bool,
+    /// Listeners look for devices and addresses then.
+    rescan_at: Option<Instant>,
+    /// Unused registrations are given back then.
+    sweep_at: Option<Instant>,
+    /// The last time we were told.
+    now: Instant,
+}
+
+impl VerbsFabric {
+    /// A fabric whose descriptors are registered with `registry`. The owner of the poller hands
+    /// readiness under that registry's tag to [`Fabric::handle_ready`], the tag taken off the key.
+    /// Nothing is loaded or opened before it is used.
+    pub fn new(registry: Registry, config: VerbsConfig) -> io::Result<Self> {
+        config
+            .check()
+            .map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+        Ok(Self {
+            slots: Slots::new(),
+            cm: OnceCell::new(),
+            registry,
+            config,
+            timers: Timers::default(),
+            tools: PostTools::default(),
+            dirty: Vec::new(),
+            hot: Vec::new(),
+            half_open: 0,
+            is_limit_checked: false,
+            rescan_at: None,
+            sweep_at: None,
+            now: Instant::now(),
+        })
+    }
+
+    /// Bytes of memory that are kept registered for connections, besides what work requests use
+    /// by themselves.
+    pub fn registered_bytes(&self) -> usize {
+        let conns = self.slots.iter().filter_map(|(_, entry)| match entry {
+            Entry::Conn(conn) => conn.queues.as_ref(),
+            _ => None,
+        });
+        conns.map(|queues| queues.memory.bytes()).sum()
+    }
+
+    /// rdma_cm, opened at its first use; or why there is none.
+    fn channel(&self) -> Result<&EventChannel, String> {
+        if let Some(channel) = self.cm.get() {
+            return Ok(channel);
+        }
+        let channel = EventChannel::open()?;
+        self.registry
+            .add(&channel, CM_KEY, Interest::READ)
+            .map_err(|error| format!("epoll: {error}"))?;
+        Ok(self.cm.get_or_init(|| channel))
+    }
+
+    /// Checks once whether enough memory may be pinned.
+    fn check_limit(&mut self) -> Result<(), FabricError> {
+        if !self.is_limit_checked {
+            limits::check_locked_memory().map_err(FabricError::Invalid)?;
+            self.is_limit_checked = true;
+        }
+        Ok(())
+    }
+
+    fn conn(&mut self, qp: QpKey) -> Result<&mut Conn, FabricError> {
+        match self.slots.get_mut(qp.0) {
+            Some(Entry::Conn(conn)) => Ok(conn),
+            _ => Err(FabricError::NoSuchKey),
+        }
+    }
+
+    /// A connection that may post, marked for the next flush.
+    fn posting(&mut self, qp: QpKey) -> Result<&mut Conn, FabricError> {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(qp.0) else {
+            return Err(FabricError::NoSuchKey);
+        };
+        conn.check_posting()?;
+        if !std::mem::replace(&mut conn.is_dirty, true) {
+            self.dirty.push(qp.0);
+        }
+        Ok(conn)
+    }
+
+    /// Has something done at the next flush: the end, if a reason is given.
+    fn mark(&mut self, key: u64, end: Option<EndReason>) {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+            return;
+        };
+        if let Some(end) = end {
+            conn.end.get_or_insert(end);
+        }
+        if !std::mem::replace(&mut conn.is_dirty, true) {
+            self.dirty.push(key);
+        }
+    }
+
+    fn set_deadline(&mut self, key: u64, at: Option<Instant>) {
+        if let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
+            self.timers.set(key, &mut conn.deadline, at);
+        }
+    }
+
+    /// Makes the queues of a connection, if it has none, and waits for its completions.
+    fn make_queues(&mut self, key: u64) -> Result<(), FabricError> {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+            return Err(FabricError::NoSuchKey);
+        };
+        if conn.queues.is_some() {
+            return Ok(());
+        }
+        conn.make_queues(&self.config)?;
+        if let Some(queues) = &conn.queues {
+            self.registry
+                .add(&queues.qp, key, Interest::READ)
+                .map_err(|error| FabricError::Os("epoll".into(), error))?;
+        }
+        // The first look arms it.
+        if !std::mem::replace(&mut conn.is_hot, true) {
+            self.hot.push(key);
+        }
+        let sweep = self.now + self.config.keep_idle;
+        self.sweep_at.get_or_insert(sweep);
+        Ok(())
+    }
+
+    /// Posts what a connection has waiting. When memory cannot be registered, all that is not in
+    /// use is given back first.
+    fn post(&mut self, key: u64) -> Result<(), EndReason> {
+        for is_last in [false, true] {
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                return Ok(());
+            };
+            match conn.post(self.now, &mut self.tools) {
+                Ok(()) => return Ok(()),
+                Err(PostError::End(reason)) => return Err(reason),
+                Err(PostError::Memory(error, bytes)) if is_last => {
+                    let text = limits::explain(error, "register memory", bytes).to_string();
+                    return Err(EndReason::Transport(text));
+                }
+                Err(PostError::Memory(..)) => self.give_back(Duration::ZERO),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives registrations back that nobody has used for `idle`.
+    fn give_back(&mut self, idle: Duration) {
+        let now = self.now;
+        for (_, entry) in self.slots.iter_mut() {
+            if let Entry::Conn(conn) = entry {
+                if let Some(queues) = &mut conn.queues {
+                    queues.memory.give_back(now, idle);
+                }
+            }
+        }
+    }
+
+    fn run_dirty(&mut self, events: &mut Vec<FabricEvent>) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                continue;
+            };
+            conn.is_dirty = false;
+            if conn.end.is_some() {
+                self.end(key, EndReason::Local, events);
+                continue;
+            }
+            if let Err(reason) = self.post(key) {
+                self.end(key, reason, events);
+                continue;
+            }
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                continue;
+            };
+            if conn.phase == Phase::Draining && conn.is_drained() {
+                self.end(key, EndReason::Local, events);
+            }
+        }
+        // Keeps its storage, unless something was marked meanwhile.
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
+    }
+
+    /// Looks at busy completion queues, one batch each.
+    fn run_hot(&mut self, events: &mut Vec<FabricEvent>) {
+        let mut hot = std::mem::take(&mut self.hot);
+        hot.retain(|&key| self.look(key, events));
+        hot.append(&mut self.hot);
+        self.hot = hot;
+    }
+
+    /// One look at a completion queue. True: look again in the next flush.
+    fn look(&mut self, key: u64, events: &mut Vec<FabricEvent>) -> bool {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+            return false;
+        };
+        let mut found = conn.poll(events);
+        if found == Ok(Found::Nothing) {
+            // What comes before the queue is armed tells nothing, so a second look has to follow.
+            found = conn.arm().and_then(|()| conn.poll(events));
+        }
+        let is_hot = found == Ok(Found::Some);
+        conn.is_hot = is_hot;
+        let is_broken = conn.phase == Phase::Broken && conn.deadline.is_none();
+        match found {
+            Err(reason) => self.end(key, reason, events),
+            Ok(_) => {
+                if is_broken {
+                    self.set_deadline(key, Some(self.now + self.config.close_timeout));
+                }
+                // Room in the queues, or the end of draining.
+                if is_hot {
+                    self.mark(key, None);
+                }
+            }
+        }
+        is_hot
+    }
+
+    /// Listeners follow the addresses of the host.
+    fn rescan(&mut self) {
+        let mut listeners = 0;
+        let channel = self.usable_channel();
+        let channel = channel.as_ref().map_err(String::as_str);
+        let cm = self.cm.get();
+        for (_, entry) in self.slots.iter_mut() {
+            if let Entry::Listener(listener) = entry {
+                listeners += 1;
+                listener.scan(match (channel, cm) {
+                    (Ok(_), Some(cm)) => Ok(cm),
+                    (Err(why), _) => Err(why),
+                    (Ok(_), None) => Err("no rdma_cm"),
+                });
+            }
+        }
+        self.rescan_at = (listeners > 0).then(|| self.now + self.config.rescan);
+    }
+
+    /// Whether there are RDMA devices at all, and rdma_cm to use them.
+    fn usable_channel(&self) -> Result<(), String> {
+        if !has_devices() {
+            return Err("this machine has no RDMA devices".into());
+        }
+        self.channel().map(|_| ())
+    }
+}
+
+/// Whether the kernel knows an RDMA device.
+fn has_devices() -> bool {
+    std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut it| it.next().is_some())
+}
+
+impl Fabric for VerbsFabric {
+    fn name(&self) -> &'static str {
+        "verbs"
+    }
+
+    fn local_address(
+        &self,
+        listener: Option<ListenerKey>,
+        address: IpAddr,
+    ) -> Result<LocalAddress, String> {
+        match listener.and_then(|key| self.slots.get(key.0)) {
+            Some(Entry::Listener(listener)) => listener.local_address(address),
+            _ => {
+                self.usable_channel()?;
+                listener::probe(self.channel()?, address)
+            }
+        }
+    }
+
+    fn listen(
+        &mut self,
+        address: SocketAddr,
+        options: &ListenOptions,
+    ) -> Result<(ListenerKey, SocketAddr), FabricError> {
+        let (kind, backlog) = (options.device, self.config.backlog);
+        let new = |key| Entry::Listener(Listener::new(key, address, kind, backlog));
+        let key = self.slots.insert(new);
+        let key = key.ok_or(FabricError::NoResources("listeners and connections"))?;
+        let mut taken = address;
+        match self.usable_channel() {
+            Ok(()) => {
+                let opened = self.check_limit().and_then(|()| {
+                    let cm = self.cm.get().ok_or(FabricError::NoSuchKey)?;
+                    match self.slots.get_mut(key) {
+                        Some(Entry::Listener(listener)) if address.ip().is_unspecified() => {
+                            listener.scan(Ok(cm));
+                            Ok(address)
+                        }
+                        Some(Entry::Listener(listener)) => listener.open(cm),
+                        _ => Err(FabricError::NoSuchKey),
+                    }
+                });
+                match opened {
+                    Ok(address) => taken = address,
+                    Err(error) => {
+                        self.slots.remove(key);
+                        return Err(error);
+                    }
+                }
+            }
+            // A device may come later; that there is none now is no error of the caller.
+            Err(why) => {
+                if let Some(Entry::Listener(listener)) = self.slots.get_mut(key) {
+                    listener.scan(Err(&why));
+                }
+            }
+        }
+        let rescan = self.now + self.config.rescan;
+        self.rescan_at.get_or_insert(rescan);
+        Ok((ListenerKey(key), taken))
+    }
+
+    fn close_listener(&mut self, listener: ListenerKey) {
+        if !matches!(self.slots.get(listener.0), Some(Entry::Listener(_))) {
+            return;
+        }
+        self.slots.remove(listener.0);
+        // Requests that nobody has accepted end with it.
+        let asked: Vec<u64> = self
+            .slots
+            .iter()
+            .filter_map(|(key, entry)| match entry {
+                Entry::Conn(conn) if conn.listener == Some(listener) => {
+                    (conn.phase == Phase::AwaitAccept).then_some(key)
+                }
+                _ => None,
+            })
+            .collect();
+        for key in asked {
+            self.mark(key, Some(EndReason::Local));
+        }
+    }
+
+    fn connect(&mut self, now: Instant, options: &ConnectOptions) -> Result<QpKey, FabricError> {
+        self.now = now;
+        self.usable_channel().map_err(FabricError::Invalid)?;
+        self.check_limit()?;
+        if options.private_data.len() > MAX_PRIVATE_DATA {
+            return Err(FabricError::Invalid(format!(
+                "private data of {} bytes; at most {MAX_PRIVATE_DATA}",
+                options.private_data.len()
+            )));
+        }
+        let peer = options.peer;
+        let failed = |error| FabricError::Os(format!("connect to {peer}"), error);
+        let id = self
+            .channel()
+            .map_err(FabricError::Invalid)?
+            .id(0)
+            .map_err(failed)?;
+        id.resolve_address(peer, options.timeout).map_err(failed)?;
+        let local = match peer {
+            SocketAddr::V4(_) => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
+            SocketAddr::V6(_) => SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), 0),
+        };
+        let new = |key| {
+            id.set_key(key);
+            let mut conn = Conn::new(key, id, Phase::ResolvingAddress, local, peer);
+            conn.told = true;
+            conn.ird = options.ird;
+            conn.ord = options.ord;
+            conn.private_data = options.private_data.clone();
+            conn.setup_until = Some(now + options.timeout);
+            Entry::Conn(Box::new(conn))
+        };
+        let key = self.slots.insert(new);
+        let key = key.ok_or(FabricError::NoResources("listeners and connections"))?;
+        self.set_deadline(key, Some(now + options.timeout));
+        Ok(QpKey(key))
+    }
+
+    fn accept(
+        &mut self,
+        now: Instant,
+        qp: QpKey,
+        options: &AcceptOptions,
+    ) -> Result<(), FabricError> {
+        self.now = now;
+        let conn = self.conn(qp)?;
+        if conn.phase != Phase::AwaitAccept || conn.end.is_some() {
+            return Err(FabricError::WrongState("not a connect request (any more)"));
+        }
+        conn.ird = options.ird;
+        conn.ord = options.ord;
+        conn.private_data = options.private_data.clone();
+        let accepted = self.accept_request(qp.0);
+        if let Err(error) = &accepted {
+            self.mark(qp.0, Some(EndReason::Transport(error.to_string())));
+        }
+        accepted
+    }
+
+    fn reject(&mut self, qp: QpKey, private_data: &[u8]) {
+        let Ok(conn) = self.conn(qp) else {
+            return;
+        };
+        if conn.phase == Phase::AwaitAccept && conn.end.is_none() {
+            conn.private_data = private_data.to_vec();
+            self.mark(qp.0, Some(EndReason::Local));
+        }
+    }
+
+    fn expect_receives(&mut self, qp: QpKey, count: u32) {
+        if let Ok(conn) = self.conn(qp) {
+            conn.expected_recvs = Some(count);
+        }
+    }
+
+    fn post_recv(&mut self, qp: QpKey, wr_id: WrId, memory: MemSlice) -> Result<(), FabricError> {
+        let default_room = self.config.recv_depth;
+        let conn = self.posting(qp)?;
+        let expected = conn.expected_recvs.unwrap_or(default_room) as usize;
+        let room = conn.recv_room().unwrap_or(expected);
+        if conn.recvs.len() + conn.recvs_waiting.len() >= room {
+            return Err(FabricError::NoResources("receives of one connection"));
+        }
+        let seq = conn.seq();
+        conn.recvs_waiting.push_back(Recv::new(seq, wr_id, memory));
+        Ok(())
+    }
+
+    fn post_send(&mut self, qp: QpKey, request: SendRequest) -> Result<(), FabricError> {
+        if usize::from(request.header_len) > request.header.len() {
+            return Err(FabricError::Invalid(format!(
+                "header_len is {}; at most 32",
+                request.header_len
+            )));
+        }
+        check_len("send", request.payload.as_ref().map_or(0, MemSlice::len))?;
+        let wr_id = request.wr_id;
+        self.posting(qp)?.push_work(wr_id, Work::Send(request));
+        Ok(())
+    }
+
+    fn post_write(
+        &mut self,
+        qp: QpKey,
+        wr_id: WrId,
+        memory: MemSlice,
+        token: u32,
+        offset: u64,
+    ) -> Result<(), FabricError> {
+        check_len("write", memory.len())?;
+        let work = Work::Write {
+            memory,
+            token,
+            offset,
+        };
+        self.posting(qp)?.push_work(wr_id, work);
+        Ok(())
+    }
+
+    fn post_read(
+        &mut self,
+        qp: QpKey,
+        wr_id: WrId,
+        memory: MemSlice,
+        token: u32,
+        offset: u64,
+    ) -> Result<(), FabricError> {
+        check_len("read", memory.len())?;
+        let conn = self.posting(qp)?;
+        if conn.phase == Phase::Open && conn.ord == 0 {
+            return Err(FabricError::WrongState(
+                "the connection was set up without RDMA READs (ORD 0)",
+            ));
+        }
+        let work = Work::Read {
+            memory,
+            token,
+            offset,
+        };
+        conn.push_work(wr_id, work);
+        Ok(())
+    }
+
+    fn register(
+        &mut self,
+        qp: QpKey,
+        memory: MemSlice,
+        access: Access,
+    ) -> Result<RemoteKey, FabricError> {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(qp.0) else {
+            return Err(FabricError::NoSuchKey);
+        };
+        conn.register(&self.config, &memory, access)
+    }
+
+    fn deregister(&mut self, qp: QpKey, token: u32) -> bool {
+        match self.conn(qp) {
+            Ok(conn) => conn.registrations.remove(&token).is_some(),
+            Err(_) => false,
+        }
+    }
+
+    /// Plain memory regions are what user space can register on every device, and InfiniBand lets
+    /// the peer invalidate memory windows and fast registrations only.
+    fn can_be_invalidated(&self, _qp: QpKey) -> bool {
+        false
+    }
+
+    fn flush(&mut self, now: Instant, events: &mut Vec<FabricEvent>) {
+        self.now = now;
+        self.run_dirty(events);
+        self.run_hot(events);
+    }
+
+    fn disconnect(&mut self, now: Instant, qp: QpKey, linger: Duration) {
+        self.now = now;
+        let Ok(conn) = self.conn(qp) else {
+            return;
+        };
+        if conn.end.is_some() || conn.phase == Phase::Draining {
+            return;
+        }
+        if conn.phase == Phase::Open && !linger.is_zero() {
+            conn.phase = Phase::Draining;
+            self.set_deadline(qp.0, Some(now + linger));
+            self.mark(qp.0, None);
+        } else {
+            self.mark(qp.0, Some(EndReason::Local));
+        }
+    }
+
+    fn handle_ready(&mut self, now: Instant, ready: Ready, events: &mut Vec<FabricEvent>) {
+        self.now = now;
+        if ready.key == CM_KEY {
+            return self.take_cm_events(events);
+        }
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(ready.key) else {
+            return;
+        };
+        let Some(queues) = &mut conn.queues else {
+            return;
+        };
+        // One event for each time it was armed, and one look takes it all.
+        let mut taken = queues.qp.take_event();
+        while let Ok(true) = taken {
+            taken = queues.qp.take_event();
+        }
+        if let Err(error) = taken {
+            let reason = post::transport("completion channel", &error);
+            return self.end(ready.key, reason, events);
+        }
+        if !std::mem::replace(&mut conn.is_hot, true) {
+            self.hot.push(ready.key);
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant, events: &mut Vec<FabricEvent>) {
+        self.now = now;
+        self.run_dirty(events);
+        self.run_hot(events);
+        while let Some(key) = self.timers.pop(now) {
+            match self.slots.get_mut(key) {
+                Some(Entry::Conn(conn)) => {
+                    conn.deadline = None;
+                    let reason = match conn.phase {
+                        Phase::Open | Phase::Draining => EndReason::Local,
+                        Phase::Broken => {
+                            EndReason::Transport("the queue pair is in error".to_owned())
+                        }
+                        phase => EndReason::TimedOut(phase.awaited().into()),
+                    };
+                    self.end(key, reason, events);
+                }
+                Some(Entry::Closing { .. }) => {
+                    self.slots.remove(key);
+                }
+                Some(Entry::Listener(_)) | None => {}
+            }
+        }
+        if self.rescan_at.is_some_and(|at| at <= now) {
+            self.rescan();
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.give_back(self.config.keep_idle);
+            let has_conns = self
+                .slots
+                .iter()
+                .any(|(_, entry)| matches!(entry, Entry::Conn(conn) if conn.queues.is_some()));
+            self.sweep_at = has_conns.then(|| now + self.config.keep_idle);
+        }
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        if !self.dirty.is_empty() || !self.hot.is_empty() {
+            return Some(self.now);
+        }
+        let times = [self.timers.next(), self.rescan_at, self.sweep_at];
+        times.into_iter().flatten().min()
+    }
+}
+
+impl Drop for VerbsFabric {
+    fn drop(&mut self) {
+        let count = self.slots.iter().count();
+        if count > 0 {
+            info!("verbs: closed with {count} listeners and connections");
+        }
+    }
+}
+
+/// A message has at most 2 GiB (InfiniBand) or 4 GiB (iWARP).
+fn check_len(what: &str, len: usize) -> Result<(), FabricError> {
+    if len <= 1 << 31 {
+        return Ok(());
+    }
+    Err(FabricError::Invalid(format!(
+        "{what} of {len} bytes; at most 2 GiB"
+    )))
+}
+
+/// What every transport carries (InfiniBand in a connect request: 92 less the 36 of rdma_cm).
+const MAX_PRIVATE_DATA: usize = 56;

@@ -1,0 +1,20 @@
+//! libibverbs and librdmacm behind types that cannot be used wrongly: the only unsafe code of the
+//! fabric.
+//!
+//! A value owns its object of the library and holds what that object is made of: a queue pair its
+//! identifier, completion queue and protection domain, a memory region its protection domain and
+//! the memory. So the library sees every object destroyed once, after all that use it. None of the
+//! types leaves its thread.
+
+mod cm;
+mod device;
+mod ffi;
+mod library;
+mod queue;
+
+pub(super) use cm::{CmEvent, CmEventKind, CmId, ConnParams, EventChannel};
+pub(super) use device::{Device, Transport};
+pub(super) use queue::{
+    Completion, Mr, Outcome, Pd, Qp, QueueOptions, RecvBatch, Rights, SendBatch, SendOp, Sge,
+    POLL_BATCH,
+};

@@ -1,0 +1,672 @@
+//! Protection domain, registered memory, completion queue and queue pair of one connection.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use libc::{c_int, c_uint};
+
+use super::cm::{CmId, Id};
+use super::ffi;
+use crate::mem::{MemError, Region};
+
+/// A protection domain: memory and queue pairs of one do not reach those of another. Clones are the
+/// same domain.
+#[derive(Clone)]
+pub(in crate::fabric::verbs) struct Pd(Rc<PdInner>);
+
+struct PdInner {
+    raw: NonNull<ffi::ibv_pd>,
+    /// Keeps the device open.
+    id: Rc<Id>,
+}
+
+impl Pd {
+    /// A new one on the device of an identifier.
+    pub(in crate::fabric::verbs) fn new(id: &CmId) -> io::Result<Self> {
+        let verbs = id.0.verbs().ok_or_else(no_device)?;
+        // SAFETY: the context lives as long as the identifier.
+        let raw = unsafe { (id.0.functions().ibv_alloc_pd)(verbs.as_ptr()) };
+        Ok(Self(Rc::new(PdInner {
+            raw: made(raw)?,
+            id: id.0.clone(),
+        })))
+    }
+}
+
+impl Drop for PdInner {
+    fn drop(&mut self) {
+        // SAFETY: ours, and what was made of it (memory, queue pair) holds this value.
+        unsafe { (self.id.functions().ibv_dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+fn no_device() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENODEV)
+}
+
+fn made<T>(raw: *mut T) -> io::Result<NonNull<T>> {
+    NonNull::new(raw).ok_or_else(io::Error::last_os_error)
+}
+
+/// Who may do what with registered memory, besides reading it locally.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::fabric::verbs) struct Rights {
+    pub(in crate::fabric::verbs) local_write: bool,
+    pub(in crate::fabric::verbs) remote_read: bool,
+    pub(in crate::fabric::verbs) remote_write: bool,
+}
+
+/// A registered piece of a region. The region stays mapped, and its pages pinned, until this is
+/// dropped; after that the device cannot reach them by it.
+pub(in crate::fabric::verbs) struct Mr {
+    raw: NonNull<ffi::ibv_mr>,
+    offset: usize,
+    len: usize,
+    region: Arc<Region>,
+    pd: Rc<PdInner>,
+}
+
+impl Mr {
+    /// Registers `len` bytes (at least one) at `offset` of a region.
+    pub(in crate::fabric::verbs) fn new(
+        pd: &Pd,
+        region: &Arc<Region>,
+        offset: usize,
+        len: usize,
+        rights: Rights,
+    ) -> io::Result<Self> {
+        let inside = offset
+            .checked_add(len)
+            .is_some_and(|end| len > 0 && end <= region.len());
+        if !inside {
+            let region = region.len();
+            let error = MemError {
+                offset,
+                len,
+                region,
+            };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        let mut access = 0;
+        if rights.local_write || rights.remote_write {
+            access |= ffi::IBV_ACCESS_LOCAL_WRITE;
+        }
+        if rights.remote_read {
+            access |= ffi::IBV_ACCESS_REMOTE_READ;
+        }
+        if rights.remote_write {
+            access |= ffi::IBV_ACCESS_REMOTE_WRITE;
+        }
+        let address = region.address().wrapping_add(offset);
+        // SAFETY: the piece is inside the mapping, which lives as long as this value. Nobody holds
+        // references into a region, so the device may change it at any time.
+        let raw = unsafe {
+            (pd.0.id.functions().ibv_reg_mr)(pd.0.raw.as_ptr(), address.cast(), len, access)
+        };
+        Ok(Self {
+            raw: made(raw)?,
+            offset,
+            len,
+            region: region.clone(),
+            pd: pd.0.clone(),
+        })
+    }
+
+    /// The token for the peer.
+    pub(in crate::fabric::verbs) fn rkey(&self) -> u32 {
+        // SAFETY: valid as long as `self`.
+        unsafe { self.raw.as_ref().rkey }
+    }
+
+    /// Bytes.
+    pub(in crate::fabric::verbs) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The address of the first byte, which is its tagged offset for the peer.
+    pub(in crate::fabric::verbs) fn address(&self) -> u64 {
+        self.region.address() as u64 + self.offset as u64
+    }
+
+    /// `len` bytes at `offset` of the region, for a work request.
+    pub(in crate::fabric::verbs) fn piece(&self, offset: usize, len: usize) -> Option<Sge> {
+        let start = offset.checked_sub(self.offset)?;
+        if start.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: valid as long as `self`.
+        let lkey = unsafe { self.raw.as_ref().lkey };
+        Some(Sge(ffi::ibv_sge {
+            addr: self.address() + start as u64,
+            length: u32::try_from(len).ok()?,
+            lkey,
+        }))
+    }
+}
+
+impl Drop for Mr {
+    fn drop(&mut self) {
+        // SAFETY: ours, deregistered once. A work request that still names its key fails, no more.
+        unsafe { (self.pd.id.functions().ibv_dereg_mr)(self.raw.as_ptr()) };
+    }
+}
+
+/// A piece of registered memory, by its local key. Worth nothing once that is gone.
+#[derive(Clone, Copy)]
+pub(in crate::fabric::verbs) struct Sge(ffi::ibv_sge);
+
+/// A completion channel, made of a device.
+struct CompChannel {
+    raw: NonNull<ffi::ibv_comp_channel>,
+    id: Rc<Id>,
+}
+
+impl Drop for CompChannel {
+    fn drop(&mut self) {
+        // SAFETY: ours; its completion queue holds this value, so it is gone.
+        unsafe { (self.id.functions().ibv_destroy_comp_channel)(self.raw.as_ptr()) };
+    }
+}
+
+/// A completion queue with a channel of its own.
+struct Cq {
+    raw: NonNull<ffi::ibv_cq>,
+    /// Events taken from the channel that are not acknowledged yet.
+    unacknowledged: c_uint,
+    channel: CompChannel,
+}
+
+impl Cq {
+    fn new(id: &CmId, entries: u32, vector: u32) -> io::Result<Self> {
+        let verbs = id.0.verbs().ok_or_else(no_device)?;
+        let functions = id.0.functions();
+        // SAFETY: the context lives as long as the identifier.
+        let raw = unsafe { (functions.ibv_create_comp_channel)(verbs.as_ptr()) };
+        let channel = CompChannel {
+            raw: made(raw)?,
+            id: id.0.clone(),
+        };
+        // SAFETY: the channel owns the descriptor.
+        let fd = unsafe { BorrowedFd::borrow_raw(channel.raw.as_ref().fd) };
+        rustix::io::ioctl_fionbio(fd, true)?;
+        // SAFETY: the context lives as long as the identifier.
+        let vectors = unsafe { verbs.as_ref().num_comp_vectors }.max(1);
+        let vector = (vector % vectors.unsigned_abs()) as c_int;
+        let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
+        // SAFETY: context and channel are valid; the context pointer of the queue is not used.
+        let raw = unsafe {
+            (functions.ibv_create_cq)(
+                verbs.as_ptr(),
+                entries,
+                ptr::null_mut(),
+                channel.raw.as_ptr(),
+                vector,
+            )
+        };
+        Ok(Self {
+            raw: made(raw)?,
+            unacknowledged: 0,
+            channel,
+        })
+    }
+
+    fn acknowledge(&mut self) {
+        let count = std::mem::take(&mut self.unacknowledged);
+        if count > 0 {
+            // SAFETY: so many events of this queue were taken and not acknowledged.
+            unsafe { (self.channel.id.functions().ibv_ack_cq_events)(self.raw.as_ptr(), count) };
+        }
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        // The library waits for this before it destroys the queue.
+        self.acknowledge();
+        // SAFETY: ours; its queue pair is gone (see `Qp`).
+        unsafe { (self.channel.id.functions().ibv_destroy_cq)(self.raw.as_ptr()) };
+    }
+}
+
+/// How large the queues are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fabric::verbs) struct QueueOptions {
+    pub(in crate::fabric::verbs) sends: u32,
+    pub(in crate::fabric::verbs) recvs: u32,
+    /// Pieces of memory of a send.
+    pub(in crate::fabric::verbs) send_sges: u32,
+    /// Pieces of memory of a receive.
+    pub(in crate::fabric::verbs) recv_sges: u32,
+    /// Bytes of a send that need no registered memory.
+    pub(in crate::fabric::verbs) inline: u32,
+    /// Spreads completion queues over interrupts.
+    pub(in crate::fabric::verbs) vector: u32,
+}
+
+/// A queue pair with its completion queue.
+pub(in crate::fabric::verbs) struct Qp {
+    /// Declared in the order in which they have to go, after `drop` took the queue pair itself.
+    cq: Cq,
+    _pd: Rc<PdInner>,
+    id: Rc<Id>,
+    raw: NonNull<ffi::ibv_qp>,
+    options: QueueOptions,
+}
+
+impl Drop for Qp {
+    fn drop(&mut self) {
+        // SAFETY: the identifier has exactly this queue pair. After the call the device does not
+        // touch memory for it any more.
+        unsafe { (self.id.functions().rdma_destroy_qp)(self.id.raw()) };
+    }
+}
+
+impl AsFd for Qp {
+    /// The completion channel.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the channel owns the descriptor and lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.cq.channel.raw.as_ref().fd) }
+    }
+}
+
+impl Qp {
+    /// Makes the queue pair of an identifier, which must not have one yet. What the device grants
+    /// stands in [`Qp::options`].
+    pub(in crate::fabric::verbs) fn new(
+        id: &CmId,
+        pd: &Pd,
+        options: QueueOptions,
+    ) -> io::Result<Self> {
+        // SAFETY: the identifier is valid.
+        if !unsafe { (*id.0.raw()).qp }.is_null() {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        let cq = Cq::new(id, options.sends + options.recvs + 1, options.vector)?;
+        let mut attr = ffi::ibv_qp_init_attr {
+            qp_context: ptr::null_mut(),
+            send_cq: cq.raw.as_ptr(),
+            recv_cq: cq.raw.as_ptr(),
+            srq: ptr::null_mut(),
+            cap: ffi::ibv_qp_cap {
+                max_send_wr: options.sends,
+                max_recv_wr: options.recvs,
+                max_send_sge: options.send_sges,
+                max_recv_sge: options.recv_sges,
+                max_inline_data: options.inline,
+            },
+            qp_type: ffi::IBV_QPT_RC,
+            sq_sig_all: 0,
+        };
+        // SAFETY: identifier, domain and attributes are valid; domain and completion queue are on
+        // the identifier's device.
+        let result =
+            unsafe { (id.0.functions().rdma_create_qp)(id.0.raw(), pd.0.raw.as_ptr(), &mut attr) };
+        super::cm::check(result)?;
+        // SAFETY: the identifier is valid, and has a queue pair now.
+        let raw = made(unsafe { (*id.0.raw()).qp })?;
+        Ok(Self {
+            cq,
+            _pd: pd.0.clone(),
+            id: id.0.clone(),
+            raw,
+            options: QueueOptions {
+                // Providers round the rest up, and what they say of it cannot be relied on.
+                inline: attr.cap.max_inline_data,
+                ..options
+            },
+        })
+    }
+
+    pub(in crate::fabric::verbs) fn options(&self) -> &QueueOptions {
+        &self.options
+    }
+
+    /// Takes what the completion channel tells. True: the queue was told of, and has to be armed
+    /// again for further events.
+    pub(in crate::fabric::verbs) fn take_event(&mut self) -> io::Result<bool> {
+        let functions = self.id.functions();
+        let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: channel and out pointers are valid; the descriptor does not block.
+        let result = unsafe {
+            (functions.ibv_get_cq_event)(self.cq.channel.raw.as_ptr(), &mut cq, &mut context)
+        };
+        if result == 0 {
+            self.cq.unacknowledged += 1;
+            if self.cq.unacknowledged >= ACKNOWLEDGE_BATCH {
+                self.cq.acknowledge();
+            }
+            return Ok(true);
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            error => Err(error),
+        }
+    }
+
+    /// Asks for an event when the next completion comes.
+    pub(in crate::fabric::verbs) fn arm(&mut self) -> io::Result<()> {
+        // SAFETY: the queue is valid; a context always has this operation.
+        let result = unsafe {
+            let operation = (*self.cq.raw.as_ref().context).ops.req_notify_cq;
+            operation.map_or(libc::ENOSYS, |arm| arm(self.cq.raw.as_ptr(), 0))
+        };
+        returned(result)
+    }
+
+    /// Takes completions, as many as `into` has room for. Returns how many.
+    pub(in crate::fabric::verbs) fn poll(
+        &mut self,
+        into: &mut [Completion; POLL_BATCH],
+    ) -> io::Result<usize> {
+        let mut raw = [EMPTY_WC; POLL_BATCH];
+        // SAFETY: the queue is valid, the array has that many places.
+        let count = unsafe {
+            let operation = (*self.cq.raw.as_ref().context).ops.poll_cq;
+            operation.map_or(-libc::ENOSYS, |poll| {
+                poll(self.cq.raw.as_ptr(), POLL_BATCH as c_int, raw.as_mut_ptr())
+            })
+        };
+        let count = usize::try_from(count)
+            .map_err(|_| io::Error::other(format!("ibv_poll_cq returned {count}")))?;
+        for (to, from) in into.iter_mut().zip(&raw).take(count) {
+            *to = Completion {
+                wr_id: from.wr_id,
+                outcome: Outcome::from_raw(from.status),
+                len: from.byte_len,
+                invalidated: (from.wc_flags & ffi::IBV_WC_WITH_INV != 0)
+                    .then_some(from.invalidated_rkey),
+            };
+        }
+        Ok(count.min(POLL_BATCH))
+    }
+
+    /// Posts a batch of sends with one call, and empties it. After an error the connection cannot
+    /// be used any more: some may have been posted.
+    pub(in crate::fabric::verbs) fn post_send(&mut self, batch: &mut SendBatch) -> io::Result<()> {
+        let Some(first) = batch.link() else {
+            return Ok(());
+        };
+        let mut bad = ptr::null_mut();
+        // SAFETY: the batch is a valid list until it is cleared; the provider copies it, and inline
+        // bytes, during the call.
+        let result = unsafe {
+            let operation = (*self.raw.as_ref().context).ops.post_send;
+            operation.map_or(libc::ENOSYS, |post| {
+                post(self.raw.as_ptr(), first, &mut bad)
+            })
+        };
+        batch.clear();
+        returned(result)
+    }
+
+    /// The same for receives.
+    pub(in crate::fabric::verbs) fn post_recv(&mut self, batch: &mut RecvBatch) -> io::Result<()> {
+        let Some(first) = batch.link() else {
+            return Ok(());
+        };
+        let mut bad = ptr::null_mut();
+        // SAFETY: as for sends.
+        let result = unsafe {
+            let operation = (*self.raw.as_ref().context).ops.post_recv;
+            operation.map_or(libc::ENOSYS, |post| {
+                post(self.raw.as_ptr(), first, &mut bad)
+            })
+        };
+        batch.clear();
+        returned(result)
+    }
+}
+
+/// Operations of a context return an errno; siw a negative one.
+fn returned(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result.abs()))
+    }
+}
+
+/// Acknowledging takes a lock, so it is done for several events at once.
+const ACKNOWLEDGE_BATCH: c_uint = 64;
+
+/// Completions taken with one call.
+pub(in crate::fabric::verbs) const POLL_BATCH: usize = 32;
+
+const EMPTY_WC: ffi::ibv_wc = ffi::ibv_wc {
+    wr_id: 0,
+    status: 0,
+    opcode: 0,
+    vendor_err: 0,
+    byte_len: 0,
+    invalidated_rkey: 0,
+    qp_num: 0,
+    src_qp: 0,
+    wc_flags: 0,
+    pkey_index: 0,
+    slid: 0,
+    sl: 0,
+    dlid_path_bits: 0,
+};
+
+/// A completion.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::fabric::verbs) struct Completion {
+    pub(in crate::fabric::verbs) wr_id: u64,
+    pub(in crate::fabric::verbs) outcome: Outcome,
+    /// Bytes received.
+    pub(in crate::fabric::verbs) len: u32,
+    /// The token that the peer has invalidated.
+    pub(in crate::fabric::verbs) invalidated: Option<u32>,
+}
+
+impl Completion {
+    pub(in crate::fabric::verbs) const EMPTY: Self = Self {
+        wr_id: 0,
+        outcome: Outcome::Success,
+        len: 0,
+        invalidated: None,
+    };
+}
+
+/// How a work request ended (enum ibv_wc_status).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fabric::verbs) enum Outcome {
+    Success,
+    /// The queue pair was in error already.
+    Flushed,
+    /// A message longer than the receive.
+    LocalLength,
+    /// A key of our own that does not allow it.
+    LocalProtection,
+    /// The peer refuses access to its memory.
+    RemoteAccess,
+    /// The peer refuses the request.
+    RemoteRequest,
+    /// The peer failed.
+    RemoteOperation,
+    /// The peer does not acknowledge.
+    RetriesExceeded,
+    /// The peer has no receive posted.
+    ReceiverNotReady,
+    /// Anything else.
+    Other(i32),
+}
+
+impl Outcome {
+    fn from_raw(status: c_int) -> Self {
+        match status {
+            0 => Self::Success,
+            1 => Self::LocalLength,
+            4 | 8 => Self::LocalProtection,
+            5 => Self::Flushed,
+            9 => Self::RemoteRequest,
+            10 => Self::RemoteAccess,
+            11 => Self::RemoteOperation,
+            12 => Self::RetriesExceeded,
+            13 => Self::ReceiverNotReady,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// What a work request of the send queue does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fabric::verbs) enum SendOp {
+    Send,
+    /// And gives a token of the peer up.
+    SendInvalidate(u32),
+    Write {
+        token: u32,
+        offset: u64,
+    },
+    Read {
+        token: u32,
+        offset: u64,
+    },
+}
+
+/// Work requests on their way to a send queue. Storage that is used again and again.
+#[derive(Default)]
+pub(in crate::fabric::verbs) struct SendBatch {
+    wrs: Vec<ffi::ibv_send_wr>,
+    sges: Vec<ffi::ibv_sge>,
+    /// Bytes of inline sends.
+    bytes: Vec<u8>,
+}
+
+impl SendBatch {
+    /// Work requests in it.
+    pub(in crate::fabric::verbs) fn len(&self) -> usize {
+        self.wrs.len()
+    }
+
+    /// Adds one with registered memory.
+    pub(in crate::fabric::verbs) fn push(&mut self, wr_id: u64, op: SendOp, pieces: &[Sge]) {
+        self.sges.extend(pieces.iter().map(|piece| piece.0));
+        self.add(wr_id, op, pieces.len(), 0);
+    }
+
+    /// Adds one whose `len` bytes are copied: `fill` is given their place.
+    pub(in crate::fabric::verbs) fn push_inline(
+        &mut self,
+        wr_id: u64,
+        op: SendOp,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        let start = self.bytes.len();
+        self.bytes.resize(start + len, 0);
+        fill(&mut self.bytes[start..]);
+        let count = usize::from(len > 0);
+        if count > 0 {
+            self.sges.push(ffi::ibv_sge {
+                // The place in `bytes`, until `link` knows its address.
+                addr: start as u64,
+                length: len as u32,
+                lkey: 0,
+            });
+        }
+        self.add(wr_id, op, count, ffi::IBV_SEND_INLINE);
+    }
+
+    /// Makes one of them tell its completion.
+    pub(in crate::fabric::verbs) fn signal(&mut self, index: usize) {
+        if let Some(wr) = self.wrs.get_mut(index) {
+            wr.send_flags |= ffi::IBV_SEND_SIGNALED;
+        }
+    }
+
+    fn add(&mut self, wr_id: u64, op: SendOp, sges: usize, flags: c_uint) {
+        let (opcode, invalidate_rkey, remote_addr, rkey) = match op {
+            SendOp::Send => (ffi::IBV_WR_SEND, 0, 0, 0),
+            // libsiw takes the token from where RDMA operations have theirs.
+            SendOp::SendInvalidate(token) => (ffi::IBV_WR_SEND_WITH_INV, token, 0, token),
+            SendOp::Write { token, offset } => (ffi::IBV_WR_RDMA_WRITE, 0, offset, token),
+            SendOp::Read { token, offset } => (ffi::IBV_WR_RDMA_READ, 0, offset, token),
+        };
+        let mut wr = ffi::send_wr_wr { atomic: [0; 4] };
+        wr.rdma = ffi::wr_rdma { remote_addr, rkey };
+        self.wrs.push(ffi::ibv_send_wr {
+            wr_id,
+            next: ptr::null_mut(),
+            sg_list: ptr::null_mut(),
+            num_sge: sges as c_int,
+            opcode,
+            send_flags: flags,
+            invalidate_rkey,
+            wr,
+            remote_srqn: 0,
+            tail: [0; 6],
+        });
+    }
+
+    /// Sets all pointers, now that nothing moves any more.
+    fn link(&mut self) -> Option<*mut ffi::ibv_send_wr> {
+        let bytes = self.bytes.as_ptr() as u64;
+        let sges = self.sges.as_mut_ptr();
+        let mut at = 0;
+        for wr in &mut self.wrs {
+            wr.sg_list = sges.wrapping_add(at);
+            at += wr.num_sge as usize;
+            if wr.send_flags & ffi::IBV_SEND_INLINE != 0 && wr.num_sge == 1 {
+                // SAFETY: `add` counts the pieces pushed for each request, so this is one of them.
+                unsafe { (*wr.sg_list).addr += bytes };
+            }
+        }
+        let first = self.wrs.as_mut_ptr();
+        for index in 1..self.wrs.len() {
+            // SAFETY: both are elements of the vector.
+            unsafe { (*first.add(index - 1)).next = first.add(index) };
+        }
+        (!self.wrs.is_empty()).then_some(first)
+    }
+
+    fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+        self.bytes.clear();
+    }
+}
+
+/// Receives on their way to a queue.
+#[derive(Default)]
+pub(in crate::fabric::verbs) struct RecvBatch {
+    wrs: Vec<ffi::ibv_recv_wr>,
+    sges: Vec<ffi::ibv_sge>,
+}
+
+impl RecvBatch {
+    /// Adds one.
+    pub(in crate::fabric::verbs) fn push(&mut self, wr_id: u64, pieces: &[Sge]) {
+        self.sges.extend(pieces.iter().map(|piece| piece.0));
+        self.wrs.push(ffi::ibv_recv_wr {
+            wr_id,
+            next: ptr::null_mut(),
+            sg_list: ptr::null_mut(),
+            num_sge: pieces.len() as c_int,
+        });
+    }
+
+    fn link(&mut self) -> Option<*mut ffi::ibv_recv_wr> {
+        let sges = self.sges.as_mut_ptr();
+        let mut at = 0;
+        for wr in &mut self.wrs {
+            wr.sg_list = sges.wrapping_add(at);
+            at += wr.num_sge as usize;
+        }
+        let first = self.wrs.as_mut_ptr();
+        for index in 1..self.wrs.len() {
+            // SAFETY: both are elements of the vector.
+            unsafe { (*first.add(index - 1)).next = first.add(index) };
+        }
+        (!self.wrs.is_empty()).then_some(first)
+    }
+
+    fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+    }
+}

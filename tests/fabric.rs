@@ -1,0 +1,103 @@
+//! The rules of `smbdirect::fabric`, kept by every fabric: the same tests over software iWARP and
+//! over each RDMA device that this machine has.
+//!
+//! `SMBDIRECT_TEST_RDMA=1` makes a machine without a device a failure; the guests of tests/uml set
+//! it.
+
+mod common;
+mod fabric_set;
+
+use smbdirect::fabric::iwarp::{IwarpConfig, IwarpFabric};
+use smbdirect::fabric::Fabric;
+use smbdirect::sys::Registry;
+
+use fabric_set::cases;
+use fabric_set::world::World;
+
+fn soft_iwarp(case: fn(&mut World)) {
+    let make = |registry: Registry| -> Box<dyn Fabric> {
+        Box::new(IwarpFabric::new(registry, IwarpConfig::default()).unwrap())
+    };
+    case(&mut World::new("127.0.0.1".parse().unwrap(), make));
+}
+
+#[cfg(feature = "verbs")]
+fn verbs(name: &str, case: fn(&mut World)) {
+    with_verbs(
+        name,
+        &smbdirect::fabric::verbs::VerbsConfig::default(),
+        case,
+    );
+}
+
+/// Runs a case over every device.
+#[cfg(feature = "verbs")]
+fn with_verbs(name: &str, config: &smbdirect::fabric::verbs::VerbsConfig, case: fn(&mut World)) {
+    use smbdirect::fabric::verbs::VerbsFabric;
+    let _ = env_logger::try_init();
+    let devices = fabric_set::devices();
+    if devices.is_empty() {
+        let why = "no RDMA device with an address";
+        assert!(std::env::var_os("SMBDIRECT_TEST_RDMA").is_none(), "{why}");
+        return common::skip(&format!("verbs::{name}"), why);
+    }
+    for (device, address) in devices {
+        println!("{name} over {device}, {address}");
+        let make = |registry: Registry| -> Box<dyn Fabric> {
+            Box::new(VerbsFabric::new(registry, config.clone()).unwrap())
+        };
+        case(&mut World::new(address, make));
+    }
+}
+
+macro_rules! cases {
+    ($($name:ident)*) => {
+        mod iwarp {
+            $(#[test]
+            fn $name() {
+                super::soft_iwarp(super::cases::$name);
+            })*
+        }
+
+        #[cfg(feature = "verbs")]
+        mod verbs {
+            $(#[test]
+            fn $name() {
+                super::verbs(stringify!($name), super::cases::$name);
+            })*
+        }
+    };
+}
+
+cases! {
+    every_operation both_directions_at_once depths_are_agreed_on_and_kept no_reads_without_depth
+    rejected nobody_listens posted_sends_leave_before_the_end an_abrupt_end_flushes_in_order
+    the_peer_ends memory_taken_back_is_out_of_reach a_token_that_does_not_exist
+    more_than_the_device_holds messages_too_long a_listener_that_closes many_connections
+    caller_that_does_not_decide
+}
+
+/// The tightest protection: memory registered for each operation.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_registers_each_operation() {
+    let config = smbdirect::fabric::verbs::VerbsConfig {
+        register_each: true,
+        inline: 0,
+        ..Default::default()
+    };
+    with_verbs("register_each", &config, cases::every_operation);
+}
+
+/// Queues so short that nearly everything waits.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_with_short_queues() {
+    let config = smbdirect::fabric::verbs::VerbsConfig {
+        send_depth: 16,
+        chunk: 64 << 10,
+        ..Default::default()
+    };
+    with_verbs("short queues", &config, cases::both_directions_at_once);
+    with_verbs("short queues", &config, cases::every_operation);
+}

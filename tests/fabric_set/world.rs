@@ -1,0 +1,291 @@
+//! Two fabrics on one poller.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use smbdirect::fabric::{
+    AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricEvent, ListenOptions,
+    ListenerKey, QpKey, SendRequest, Status, WrId,
+};
+use smbdirect::mem::{MemSlice, Region};
+use smbdirect::sys::{Poller, Registry};
+
+/// How long a test waits for something that must come. Only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One fabric and what it told.
+pub(crate) struct Side {
+    pub(crate) fabric: Box<dyn Fabric>,
+    pub(crate) events: Vec<FabricEvent>,
+}
+
+/// Two fabrics of one kind on one poller.
+pub(crate) struct World {
+    pub(crate) poller: Poller,
+    pub(crate) sides: [Side; 2],
+    pub(crate) address: IpAddr,
+}
+
+/// The active side.
+pub(crate) const A: usize = 0;
+/// The passive side.
+pub(crate) const B: usize = 1;
+
+impl World {
+    pub(crate) fn new(address: IpAddr, make: impl Fn(Registry) -> Box<dyn Fabric>) -> Self {
+        let poller = Poller::new().unwrap();
+        let sides = [A, B].map(|tag| Side {
+            fabric: make(poller.registry(tag as u8)),
+            events: Vec::new(),
+        });
+        Self {
+            poller,
+            sides,
+            address,
+        }
+    }
+
+    pub(crate) fn fabric(&mut self, side: usize) -> &mut dyn Fabric {
+        &mut *self.sides[side].fabric
+    }
+
+    /// One turn: what was posted goes out, what is ready is handed in.
+    pub(crate) fn step(&mut self, timeout: Duration) {
+        let now = Instant::now();
+        let mut wait = timeout;
+        for side in &mut self.sides {
+            side.fabric.flush(now, &mut side.events);
+            if let Some(at) = side.fabric.next_timeout() {
+                wait = wait.min(at.saturating_duration_since(now));
+            }
+        }
+        let mut ready = Vec::new();
+        self.poller.wait(Some(wait), &mut ready).unwrap();
+        let now = Instant::now();
+        for mut ready in ready {
+            let (tag, key) = Poller::split(ready.key);
+            ready.key = key;
+            let side = &mut self.sides[usize::from(tag)];
+            side.fabric.handle_ready(now, ready, &mut side.events);
+        }
+        for side in &mut self.sides {
+            if side.fabric.next_timeout().is_some_and(|at| at <= now) {
+                side.fabric.handle_timeout(now, &mut side.events);
+            }
+        }
+    }
+
+    /// Goes on until `done`.
+    pub(crate) fn run_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let give_up = Instant::now() + PATIENCE;
+        while !done(self) {
+            if Instant::now() > give_up {
+                let events = self
+                    .sides
+                    .each_ref()
+                    .map(|side| format!("{:?}", side.events));
+                panic!("{what} does not come; events {events:#?}");
+            }
+            self.step(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits for an event of one side and takes it.
+    pub(crate) fn take<T>(
+        &mut self,
+        side: usize,
+        what: &str,
+        pick: impl Fn(&FabricEvent) -> Option<T>,
+    ) -> T {
+        let mut found = None;
+        self.run_until(what, |world| {
+            let events = &mut world.sides[side].events;
+            if let Some(index) = events.iter().position(|event| pick(event).is_some()) {
+                found = pick(&events.remove(index));
+            }
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    pub(crate) fn take_recv(&mut self, side: usize, id: u64) -> (usize, Option<u32>, Status) {
+        self.take(side, &format!("receive {id}"), |event| match event {
+            FabricEvent::Recv {
+                wr_id,
+                len,
+                invalidated,
+                status,
+                ..
+            } if wr_id.0 == id => Some((*len, *invalidated, *status)),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn take_done(&mut self, side: usize, id: u64) -> Status {
+        self.take(side, &format!("completion {id}"), |event| match event {
+            FabricEvent::Done { wr_id, status, .. } if wr_id.0 == id => Some(*status),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn take_end(&mut self, side: usize) -> EndReason {
+        self.take(side, "end", |event| match event {
+            FabricEvent::Disconnected { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn take_request(&mut self, side: usize) -> QpKey {
+        self.take(side, "connect request", |event| match event {
+            FabricEvent::ConnectRequest { qp, .. } => Some(*qp),
+            _ => None,
+        })
+    }
+
+    /// Outbound depth.
+    pub(crate) fn take_established(&mut self, side: usize) -> u32 {
+        self.take(side, "established", |event| match event {
+            FabricEvent::Established { ord, .. } => Some(*ord),
+            _ => None,
+        })
+    }
+
+    /// B listens on a free port.
+    pub(crate) fn listen(&mut self) -> (ListenerKey, SocketAddr) {
+        let address = SocketAddr::new(self.address, 0);
+        let options = ListenOptions::default();
+        self.fabric(B).listen(address, &options).unwrap()
+    }
+
+    /// Connects A to B; both keys.
+    pub(crate) fn connect(&mut self) -> (QpKey, QpKey) {
+        let (_, peer) = self.listen();
+        self.connect_to(peer, (32, 32), (32, 32))
+    }
+
+    /// Connects A to where B listens, with the depths (IRD, ORD) of both.
+    pub(crate) fn connect_to(
+        &mut self,
+        peer: SocketAddr,
+        ours: (u32, u32),
+        theirs: (u32, u32),
+    ) -> (QpKey, QpKey) {
+        let a = self.start(peer, ours);
+        self.fabric(A).expect_receives(a, RECEIVES);
+        let b = self.take_request(B);
+        self.fabric(B).expect_receives(b, RECEIVES);
+        self.fabric(B)
+            .accept(Instant::now(), b, &accept_options(theirs))
+            .unwrap();
+        (a, b)
+    }
+
+    /// Connects, and waits until both sides know.
+    pub(crate) fn connected(&mut self) -> (QpKey, QpKey) {
+        let both = self.connect();
+        self.take_established(A);
+        self.take_established(B);
+        both
+    }
+
+    pub(crate) fn start(&mut self, peer: SocketAddr, depths: (u32, u32)) -> QpKey {
+        let options = ConnectOptions {
+            peer,
+            crc: false,
+            mpa_revision: 2,
+            ird: depths.0,
+            ord: depths.1,
+            private_data: Vec::new(),
+            timeout: Duration::from_secs(20),
+        };
+        self.fabric(A).connect(Instant::now(), &options).unwrap()
+    }
+
+    /// Posts a receive, and has it posted before anything else happens.
+    pub(crate) fn recv(&mut self, side: usize, qp: QpKey, id: u64, memory: &MemSlice) {
+        let Side { fabric, events } = &mut self.sides[side];
+        fabric.post_recv(qp, WrId(id), memory.clone()).unwrap();
+        fabric.flush(Instant::now(), events);
+    }
+
+    pub(crate) fn send(&mut self, side: usize, qp: QpKey, id: u64, memory: &MemSlice) {
+        let request = send_request(id, b"", Some(memory.clone()), None);
+        self.fabric(side).post_send(qp, request).unwrap();
+    }
+
+    /// No event is left that the test has not taken.
+    pub(crate) fn check_quiet(&self) {
+        for side in &self.sides {
+            assert!(side.events.is_empty(), "{:?}", side.events);
+        }
+    }
+}
+
+/// Receives that a test posts on one connection at most.
+pub(crate) const RECEIVES: u32 = 320;
+
+pub(crate) fn accept_options(depths: (u32, u32)) -> AcceptOptions {
+    AcceptOptions {
+        ird: depths.0,
+        ord: depths.1,
+        private_data: Vec::new(),
+    }
+}
+
+pub(crate) fn send_request(
+    id: u64,
+    head: &[u8],
+    payload: Option<MemSlice>,
+    invalidate: Option<u32>,
+) -> SendRequest {
+    let mut header = [0; 32];
+    header[..head.len()].copy_from_slice(head);
+    SendRequest {
+        wr_id: WrId(id),
+        header_len: head.len() as u8,
+        header,
+        payload,
+        invalidate,
+    }
+}
+
+pub(crate) const ALL: Access = Access {
+    remote_read: true,
+    remote_write: true,
+};
+
+/// Bytes that differ from place to place.
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed + 1);
+    (0..len.div_ceil(8))
+        .flat_map(|_| random.next().to_le_bytes())
+        .take(len)
+        .collect()
+}
+
+pub(crate) fn memory(len: usize) -> MemSlice {
+    let region = Region::anonymous(len).unwrap();
+    MemSlice::new(&region, 0, len).unwrap()
+}
+
+pub(crate) fn filled(len: usize, seed: u64) -> MemSlice {
+    let slice = memory(len);
+    slice.write(0, &pattern(len, seed)).unwrap();
+    slice
+}
+
+/// Numbers that are the same in every run.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
