@@ -33,7 +33,7 @@ command -v "$CARGO" >/dev/null 2>&1 || {
 # What is still missing after this is told by the tests that need it.
 scripts/deps.sh gcc=gcc g++=g++ make=make valgrind=valgrind tshark=tshark smbclient=smbclient \
     smbtorture=samba-testsuite ip=iproute2 unshare=util-linux mount.cifs=cifs-utils \
-    pgrep=procps ||
+    pgrep=procps ksmbd.mountd=ksmbd-tools ||
     echo "the tests that need them are skipped"
 
 if $CARGO fmt --version >/dev/null 2>&1; then
@@ -63,8 +63,10 @@ if [ $status -ne 0 ]; then
         cat "$log"
     fi
 fi
+# GUEST: NAME: COUNT passed: NAMES stands for tests of this host made once more in a guest.
 eval "$(awk '
     /^test result:/ { p += $4; f += $6; s += $8 }
+    /^GUEST: / { p += $3 - 1 }
     END { printf "cargo_passed=%d cargo_failed=%d cargo_ignored=%d", p, f, s }' "$log")"
 # The same line may stand twice in the log (--show-output and a failure's report).
 early=$(grep -E '^SKIP: ' "$log" | sort -u | tee /dev/stderr | wc -l)

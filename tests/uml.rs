@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use common::skip;
 use samba::{send_signal, Options, Server};
-use uml::{isolated, make_tap, parts, smb_conf, Bed, Guest, PASSWORD};
+use uml::{isolated, make_tap, parts, smb_conf, smb_conf_listening, Bed, Guest, PASSWORD, SERVER};
 
 /// Runs a set of checks with the server on the host.
 fn over_a_tap(test: &str, set: &str) {
@@ -44,12 +44,17 @@ fn over_a_tap(test: &str, set: &str) {
 
 /// Runs a set of checks with the server in the guest.
 fn within_a_guest(test: &str, set: &str) {
+    within_a_guest_with(test, set, &[]);
+}
+
+/// The same with more settings.
+fn within_a_guest_with(test: &str, set: &str, settings: &[(&str, String)]) {
     let Some(parts) = parts(test) else { return };
     if !isolated(test) {
         return;
     }
     try_often(|| {
-        let guest = Guest::start(&parts, Bed::Guest, set, &[]);
+        let guest = Guest::start(&parts, Bed::Guest, set, settings);
         guest.finish(|question| Err(format!("nobody answers '{question}'")))
     });
 }
@@ -153,6 +158,16 @@ fn guest_files() {
 #[test]
 fn guest_dialects() {
     within_a_guest("guest_dialects", "dialects");
+}
+
+/// A CRC in every frame, both ways.
+#[test]
+fn guest_crc() {
+    let settings = [
+        ("ENGINE_OPTIONS", format!("--listen {SERVER}:5445 --crc")),
+        ("SMB_CONF", smb_conf_listening("")),
+    ];
+    within_a_guest_with("guest_crc", "crc", &settings);
 }
 
 #[test]

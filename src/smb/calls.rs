@@ -71,6 +71,9 @@ pub struct Interface {
     pub address: IpAddr,
 }
 
+/// CreateContextsOffset in a CREATE request.
+const CREATE_CONTEXTS_OFFSET: std::ops::Range<usize> = 112..116;
+
 impl Request {
     /// CREATE.
     ///
@@ -107,6 +110,11 @@ impl Request {
             contexts: Vec::new().into(),
         };
         let mut request = Self::new(Command::Create, &body)?.in_tree(tree_id);
+        // `[MS-SMB2] 2.2.13`: zero when there are no contexts; smb-msg gives the end of the message,
+        // and ksmbd takes that for an error.
+        if let Some(field) = request.head.get_mut(CREATE_CONTEXTS_OFFSET) {
+            field.fill(0);
+        }
         if name.is_empty() {
             // StructureSize counts one byte of the buffer.
             request.head.push(0);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use binrw::BinRead;
 use smb_msg::{Command, FileId, Header};
 
+use super::calls::OpenMode;
 use super::message::{encode, ReadRequest, Request, Response, WriteRequest};
 use super::options::{Credentials, Profile};
 use super::{channel, ntlm};
@@ -47,6 +48,17 @@ fn a_read_names_its_memory() {
     // Without descriptors one byte of the buffer is there all the same.
     let inline = ReadRequest::inline(FILE, 0, 1).to_request(7).unwrap();
     assert_eq!(inline.head.len(), 113);
+}
+
+/// `[MS-SMB2] 2.2.13`: no contexts, no offset.
+#[test]
+fn a_create_without_contexts() {
+    let request = Request::create(7, "name", OpenMode::ReadWrite).unwrap();
+    let b = &request.head;
+    assert_eq!(b[64..66], [57, 0]);
+    assert_eq!(b[108..112], [120, 0, 8, 0]);
+    assert_eq!(b[112..120], [0; 8]);
+    assert_eq!(b[120..128], *b"n\0a\0m\0e\0");
 }
 
 /// `[MS-SMB2] 2.2.21`.

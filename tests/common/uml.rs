@@ -28,16 +28,22 @@ const INSIDE: &str = "SMBDIRECT_TEST_ISOLATED";
 /// What a test of the kernel's client needs besides itself.
 pub(crate) struct Parts {
     pub(crate) samba: &'static Path,
-    kernel: PathBuf,
+    pub(crate) kernel: PathBuf,
 }
 
 /// Looks for everything, and builds what has to be built. `None`: something is not available here,
 /// which has been told.
 pub(crate) fn parts(test: &str) -> Option<Parts> {
     let samba = samba(test)?;
-    let found = find_tools().and_then(|()| kernel());
-    match found {
-        Ok(kernel) => Some(Parts { samba, kernel }),
+    let kernel = kernel_and_tools(test, &[])?;
+    Some(Parts { samba, kernel })
+}
+
+/// A kernel, and what its guests use; `tools` are further ones, each with its package. `None`:
+/// something is not available here, which has been told.
+pub(crate) fn kernel_and_tools(test: &str, tools: &[(&str, &str)]) -> Option<PathBuf> {
+    match find_tools(tools).and_then(|()| kernel()) {
+        Ok(kernel) => Some(kernel),
         Err(reason) => {
             let strict = std::env::var("CI").is_ok_and(|value| value == "true");
             assert!(!strict, "{test}: {reason}");
@@ -47,14 +53,15 @@ pub(crate) fn parts(test: &str) -> Option<Parts> {
     }
 }
 
-fn find_tools() -> Result<(), String> {
-    for (tool, package) in [
+fn find_tools(more: &[(&str, &str)]) -> Result<(), String> {
+    let tools = [
         ("mount.cifs", "cifs-utils"),
         ("rdma", "iproute2"),
         ("ip", "iproute2"),
         ("pgrep", "procps"),
         ("cc", "gcc"),
-    ] {
+    ];
+    for (tool, package) in tools.iter().chain(more) {
         if tool_is_missing(tool) {
             return Err(format!("{tool} is not installed (package {package})"));
         }
@@ -62,13 +69,17 @@ fn find_tools() -> Result<(), String> {
     Ok(())
 }
 
-/// Builds the kernel, or finds it built.
+/// Builds the kernel, or finds it built. For work on its configuration, SMBDIRECT_TEST_KERNEL may
+/// name one to use instead.
 fn kernel() -> Result<PathBuf, String> {
     static BUILD: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILD.get_or_init(build_kernel).clone()
 }
 
 fn build_kernel() -> Result<PathBuf, String> {
+    if let Some(kernel) = std::env::var_os("SMBDIRECT_TEST_KERNEL") {
+        return Ok(kernel.into());
+    }
     let script = root().join("scripts/uml-build.sh");
     let output = Command::new(&script)
         .stdin(Stdio::null())
@@ -159,7 +170,12 @@ pub(crate) fn isolated(test: &str) -> bool {
         .env("TMPDIR", &folder)
         .output()
         .unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        // Its own sums would be counted once more.
+        if !line.starts_with("test result:") {
+            println!("{line}");
+        }
+    }
     if !output.status.success() || std::env::var_os("SMBDIRECT_TEST_KEEP").is_some() {
         print!("{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -211,6 +227,24 @@ pub(crate) enum Bed {
     Tap,
     /// In the guest, in a network namespace.
     Guest,
+    /// In the guest, with an RDMA device at its end of a pair; the client has another one.
+    Verbs,
+    /// There are none: a program of the host runs in the guest, against the kernel's server.
+    Ksmbd,
+    /// There are none: tests of the host run in the guest, over its RDMA device.
+    Device,
+}
+
+impl Bed {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tap => "tap",
+            Self::Guest => "guest",
+            Self::Verbs => "verbs",
+            Self::Ksmbd => "ksmbd",
+            Self::Device => "device",
+        }
+    }
 }
 
 /// A guest that runs one set of checks of `tests/uml/checks.sh`.
@@ -225,11 +259,18 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots. `settings` go to the guest's shell; `MTU` is that of the tap, 1500 without it.
     pub(crate) fn start(parts: &Parts, bed: Bed, set: &str, settings: &[(&str, String)]) -> Self {
+        let mut all = vec![("SAMBA", parts.samba.display().to_string())];
+        all.extend_from_slice(settings);
+        Self::boot(&parts.kernel, bed, set, &all)
+    }
+
+    /// Boots without Samba.
+    pub(crate) fn boot(kernel: &Path, bed: Bed, set: &str, settings: &[(&str, String)]) -> Self {
         let folder = std::env::temp_dir().join("guest");
         fs::create_dir_all(&folder).unwrap();
         compile_filecheck(&folder);
-        write_settings(parts, bed, set, settings, &folder);
-        let mut command = Command::new(&parts.kernel);
+        write_settings(bed, set, settings, &folder);
+        let mut command = Command::new(kernel);
         command
             .args([
                 "mem=1536M",
@@ -332,6 +373,10 @@ impl Guest {
     fn note(&mut self, line: &str) {
         let _ = writeln!(self.console, "{line}");
         let _ = writeln!(self.log, "{line}");
+        // A test in the guest that could not be made is one here.
+        if line.starts_with("SKIP: ") {
+            println!("{line}");
+        }
     }
 
     fn fail(&self, reason: &str) -> ! {
@@ -342,20 +387,15 @@ impl Guest {
     }
 }
 
-fn write_settings(parts: &Parts, bed: Bed, set: &str, settings: &[(&str, String)], folder: &Path) {
-    let bed = match bed {
-        Bed::Tap => "tap",
-        Bed::Guest => "guest",
-    };
+fn write_settings(bed: Bed, set: &str, settings: &[(&str, String)], folder: &Path) {
     let mut all = BTreeMap::from([
-        ("BED", bed.to_owned()),
+        ("BED", bed.name().to_owned()),
         ("SET", set.to_owned()),
         ("SERVER", SERVER.to_owned()),
         ("MORE_ADDRESSES", MORE_ADDRESSES.join(" ")),
         ("CLIENT", CLIENT.to_owned()),
         ("TCP_PORT", "445".to_owned()),
         ("PASSWORD", PASSWORD.to_owned()),
-        ("SAMBA", parts.samba.display().to_string()),
         ("PROGRAM", program().display().to_string()),
         ("LIBRARY", library().display().to_string()),
         ("SMB_CONF", smb_conf()),
@@ -370,18 +410,23 @@ fn write_settings(parts: &Parts, bed: Bed, set: &str, settings: &[(&str, String)
 
 /// What both beds have in the `[global]` part of smb.conf.
 pub(crate) fn smb_conf() -> String {
-    let addresses: Vec<_> = [SERVER].into_iter().chain(MORE_ADDRESSES).collect();
-    let listen: Vec<_> = addresses.iter().map(|it| format!("{it}:5445")).collect();
-    let interfaces: Vec<_> = addresses.iter().map(|it| format!("{it}/24")).collect();
+    let addresses = [SERVER].into_iter().chain(MORE_ADDRESSES);
+    let listen: Vec<_> = addresses.map(|it| format!("{it}:5445")).collect();
+    smb_conf_listening(&listen.join(" "))
+}
+
+/// The same with what `smb direct listen` is; empty: the engine knows where to listen.
+pub(crate) fn smb_conf_listening(listen: &str) -> String {
+    let addresses = [SERVER].into_iter().chain(MORE_ADDRESSES);
+    let interfaces: Vec<_> = addresses.map(|it| format!("{it}/24")).collect();
     format!(
         "interfaces = 127.0.0.1 {}\n\
          bind interfaces only = yes\n\
          server multi channel support = yes\n\
          server smb direct = yes\n\
-         smb direct listen = {}\n\
+         smb direct listen = {listen}\n\
          log level = 1\n",
         interfaces.join(" "),
-        listen.join(" ")
     )
 }
 

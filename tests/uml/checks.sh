@@ -291,6 +291,59 @@ two_mounts() {
     unmount
 }
 
+# --- CRC in every frame ---------------------------------------------------------------------------
+
+# siw makes and checks CRCs as soon as its peer asks for them.
+listens_with_crc() { status_json | grep -q '"crc": *true'; }
+
+set_crc() {
+    local dialect
+    check listens_with_crc listens_with_crc
+    for dialect in 3.0 3.1.1; do
+        check "data_goes_by_rdma_$dialect" with "vers=$dialect,rdma" data_goes_by_rdma
+        check "random_operations_$dialect" with "vers=$dialect,rdma" random_operations 60 13
+    done
+    check parallel_files with vers=3.1.1,rdma parallel_files
+    check data_goes_in_pdus with vers=3.1.1,rdma,sign data_goes_in_pdus
+}
+
+# --- two fabrics in one engine ---------------------------------------------------------------------
+
+# accepted FABRIC: connections that its listeners took
+accepted() {
+    local json
+    json=$(status_json)
+    tr -d ' \n' <<<"${json##*\"listeners\"}" | grep -oE "\"$1\"[^}]*\"accepted\":[0-9]+" |
+        grep -oE '[0-9]+$' | awk '{ sum += $1 } END { printf "%d", sum }'
+}
+
+# One mount by an RDMA device and one by software iWARP, both at work.
+mixed() {
+    local verbs software i pids=() pid
+    verbs=$(accepted verbs) software=$(accepted soft-iwarp)
+    mount_share vers=3.1.1,rdma
+    mkdir -p /mnt/other
+    mount -t cifs "//$SOFTWARE/share" /mnt/other -o "user=root,pass=$PASSWORD,vers=3.1.1,rdma,nosharesock"
+    (($(accepted verbs) > verbs && $(accepted soft-iwarp) > software))
+    for ((i = 0; i < 4; i++)); do
+        "$filecheck" cached "$share/verbs$i" $i 60 2000000 &
+        pids+=($!)
+        "$filecheck" cached "/mnt/other/software$i" $i 60 2000000 &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid"; done
+    # Each sees what the other one has written.
+    "$filecheck" fill "$share/both" 3 $((8 * mib)) $mib
+    "$filecheck" check /mnt/other/both 3 $((8 * mib)) $mib
+    "$filecheck" fill /mnt/other/both 4 $((8 * mib)) $mib
+    "$filecheck" check "$share/both" 4 $((8 * mib)) $mib
+    rm "$share"/verbs* "$share"/software* "$share/both"
+    umount /mnt/other
+    unmount
+}
+
+set_mixed() { check mixed mixed; }
+
 # --- signed and sealed sessions: data goes in PDUs -----------------------------------------------
 
 # Linux takes PDUs of 173,910 bytes, and with seal asks for more in one READ if it is let.

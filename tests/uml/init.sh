@@ -42,19 +42,39 @@ trap power_off EXIT
 . "$here/checks.sh"
 # shellcheck source=tests/uml/bench.sh
 . "$here/bench.sh"
+# shellcheck source=tests/uml/programs.sh
+. "$here/programs.sh"
 cd / || exit
 
 ip link set lo up
+device=''
 case $BED in
+ksmbd)
+    start_ksmbd || exit
+    "set_$SET"
+    exit
+    ;;
+device)
+    make_device || exit
+    "set_$SET"
+    exit
+    ;;
 tap) device=vec0 ;;
 guest)
     device=veth0
+    make_server_namespace
     start_server_in_guest
     ;;
+verbs)
+    # The server has device 0, the client device 1.
+    make_wire && start_server_in_guest
+    ;;
 esac
-ip addr add "$CLIENT/24" dev "$device"
-ip link set "$device" up
-rdma link add siw0 type siw netdev "$device"
+if [[ -n $device ]]; then
+    ip addr add "$CLIENT/24" dev "$device"
+    ip link set "$device" up
+    rdma link add siw0 type siw netdev "$device"
+fi
 # rdma_cm waits for ARP only shortly.
 wait_until "the server can be reached" eval "(: </dev/tcp/$SERVER/$TCP_PORT) 2>/dev/null"
 "set_$SET"

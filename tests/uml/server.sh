@@ -24,7 +24,7 @@ wait_until() {
 # server restart-engine         SIGKILL to the engine, and a new one
 server() {
     local answer
-    if [[ $BED == guest ]]; then
+    if [[ $BED != tap ]]; then
         "guest_${1//-/_}" "${@:2}"
         return
     fi
@@ -38,8 +38,15 @@ server() {
     echo "${answer# }"
 }
 
-# --- engine and smbd in a network namespace of the guest -----------------------------------------
-in_server() { ip netns exec server "$@"; }
+# --- engine and smbd in the guest -----------------------------------------------------------------
+
+# With software iWARP they have a network namespace of their own.
+in_server() {
+    case $BED in
+    guest) ip netns exec server "$@" ;;
+    *) "$@" ;;
+    esac
+}
 
 status_json() { "$PROGRAM" status --json --socket "$state/engine.sock" 2>/dev/null; }
 
@@ -57,13 +64,15 @@ guest_counters() {
 guest_sum() { sha256sum <"$state/share/$1" | cut -d ' ' -f 1; }
 
 start_engine() {
-    ip netns exec server "$PROGRAM" engine --socket "$state/engine.sock" >>"$state/engine.log" 2>&1 &
+    # shellcheck disable=SC2086 # a list of options
+    in_server "$PROGRAM" engine --socket "$state/engine.sock" $ENGINE_OPTIONS \
+        >>"$state/engine.log" 2>&1 &
     engine_pid=$!
     wait_until "the engine answers" eval 'status_json >/dev/null'
 }
 
 start_smbd() {
-    ip netns exec server "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
+    in_server "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
         >>"$state/smbd.out" 2>&1 &
     smbd_pid=$!
     wait_until "smbd listens for SMB Direct" smbd_is_ready
@@ -130,9 +139,8 @@ $SMB_CONF
 CONF
 }
 
-start_server_in_guest() {
-    mkdir -p "$state"/{run,private,ncalrpc,share}
-    chmod 755 "$state"
+make_server_namespace() {
+    local address
     ip netns add server
     ip link add veth0 type veth peer name veth1 netns server
     in_server ip link set lo up
@@ -140,6 +148,11 @@ start_server_in_guest() {
         in_server ip addr add "$address/24" dev veth1
     done
     in_server ip link set veth1 up
+}
+
+start_server_in_guest() {
+    mkdir -p "$state"/{run,private,ncalrpc,share}
+    chmod 755 "$state"
     write_configuration
     install -m 600 /dev/null "$state/private/smbpasswd"
     printf '%s\n%s\n' "$PASSWORD" "$PASSWORD" |
@@ -149,7 +162,7 @@ start_server_in_guest() {
 
 # After a failure, for the console.
 show_server() {
-    [[ $BED == guest ]] || return 0
+    [[ $BED != tap ]] || return 0
     local log
     for log in engine.log smbd.out smbd.log; do
         echo "--- end of $log"
