@@ -10,7 +10,7 @@ use super::{tag, Engine, ServerParams};
 use crate::fabric::{Access, FabricError, ListenOptions};
 use crate::ipc::{self, Reply, Request};
 use crate::proto;
-use crate::ring::{AreaOptions, Descriptor, EngineSide, Layout};
+use crate::ring::{AreaOptions, Descriptor, EngineSide, Layout, RingError};
 use crate::router;
 use crate::sys::{is_exhaustion, Interest, Pidfd, SeqPacket};
 
@@ -354,7 +354,13 @@ impl Engine {
         let layout = Layout::new(&area).map_err(|error| (libc::EINVAL, error.to_string()))?;
         self.check_area(uid, layout.area_size())?;
         self.check_memory(now)?;
-        let side = EngineSide::new(&area).map_err(|error| (libc::ENOMEM, error.to_string()))?;
+        let side = EngineSide::new(&area).map_err(|error| {
+            let errno = match &error {
+                RingError::Os(_, error) => error.raw_os_error(),
+                _ => None,
+            };
+            (errno.unwrap_or(libc::ENOMEM), error.to_string())
+        })?;
         let registry = self.poller.registry(tag::BELL);
         let Some(client) = self.clients.get_mut(key) else {
             return Err((libc::EBADF, "gone".into()));

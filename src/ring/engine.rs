@@ -68,8 +68,8 @@ impl EngineSide {
         let os = |what| move |error| RingError::Os(what, error);
         let size = layout.area_size();
         let memfd = Memfd::sealed("smbdirect", size).map_err(os("cannot make shared memory"))?;
-        let region = Region::map_shared(&memfd, size as usize)
-            .map_err(os("cannot map shared memory (is RLIMIT_AS too small?)"))?;
+        let region =
+            Region::map_shared(&memfd, size as usize).map_err(os("cannot map shared memory"))?;
         let (bell, peer_bell) = Bell::pair().map_err(os("cannot make a socket pair"))?;
         region.atomic_u32(at::ABI)?.store(ABI, Ordering::Relaxed);
         region

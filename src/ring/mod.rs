@@ -138,7 +138,15 @@ impl std::fmt::Display for RingError {
                 "the shared area has magic {magic:#x} and ABI {abi}, this library needs ABI {ABI}: \
                  use library and engine of one version"
             ),
-            Self::Os(what, error) => write!(f, "{what}: {error}"),
+            Self::Os(what, error) => {
+                let cure = match error.raw_os_error() {
+                    Some(libc::EMFILE) => ": raise the limit of open files (LimitNOFILE=)",
+                    Some(libc::EFBIG) => ": raise RLIMIT_FSIZE (LimitFSIZE=)",
+                    Some(libc::ENOMEM) => ": raise RLIMIT_AS (LimitAS=), or the memory there is",
+                    _ => "",
+                };
+                write!(f, "{what}: {error}{cure}")
+            }
             Self::Layout(error) => write!(f, "{error}"),
         }
     }

@@ -77,7 +77,8 @@ impl SeqPacket {
     }
 
     /// Receives one message into `buffer`. `Ok(None)`: the other side is gone. EAGAIN: none is
-    /// here; a message longer than `buffer`, or with too many descriptors, is InvalidData.
+    /// here; a message longer than `buffer` is InvalidData; EMFILE: there was no room for the
+    /// descriptors that came with it.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -97,10 +98,12 @@ impl SeqPacket {
                 fds.extend(rights);
             }
         }
-        if message
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if message.flags.contains(ReturnFlags::CTRUNC) {
+            // Those that had room are closed with `fds`. The limit of this process is the reason, or
+            // somebody sends more than [`MAX_FDS`].
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        if message.flags.contains(ReturnFlags::TRUNC) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("a control message is longer than {} bytes", buffer.len()),

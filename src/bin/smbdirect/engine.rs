@@ -10,7 +10,7 @@ use smbdirect::ipc;
 use crate::args::resolve_target;
 use crate::failure::Failure;
 use crate::session::say;
-use crate::signals::StopSignal;
+use crate::signals::{survive_file_limit, StopSignal};
 use crate::units::parse_seconds;
 
 /// Run the engine: it owns the listeners and all SMB Direct connections of this machine.
@@ -86,6 +86,7 @@ pub(crate) struct Args {
 /// Runs the engine until a signal.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
+    survive_file_limit().map_err(Failure::of("catching SIGXFSZ"))?;
     // A connection takes one descriptor, a process with a handle four.
     if let Some(limit) = smbdirect::sys::raise_file_limit() {
         log::debug!("limit of open files: {limit}");
