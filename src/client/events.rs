@@ -241,7 +241,9 @@ impl Handle {
     fn on_operation_done(&mut self, ring_cookie: u64, outcome: Outcome) {
         let link = &mut self.link;
         let Some(operation) = link.operations.get_mut(ring_cookie) else {
-            log::warn!("the engine completed an operation that is not outstanding");
+            // It was submitted while the end of its connection was on the way, which has completed
+            // it here; the engine has refused it.
+            log::debug!("the engine completed an operation that is not outstanding (any more)");
             return;
         };
         if operation.outcome.is_some() {
