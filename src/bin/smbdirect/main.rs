@@ -10,6 +10,7 @@ mod bench;
 mod engine;
 mod failure;
 mod interfaces;
+mod logging;
 mod ping;
 mod proxy;
 mod session;
@@ -49,9 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("SMBDIRECT_LOG", "info"))
-        .format_timestamp_millis()
-        .init();
+    logging::init();
     let outcome = match cli.command {
         Command::Engine(args) => engine::run(&args),
         Command::Proxy(args) => proxy::run(&args),
