@@ -17,7 +17,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
 LIBRARY    := $(RELEASE)/libsmbdirect.so
 
-.PHONY: help build run test torture torment lint bench bench-smb bench-uml header install uninstall clean
+.PHONY: help build run test torture torment lint bench bench-load bench-smb bench-uml header install \
+    uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
@@ -27,6 +28,7 @@ help:
 	@echo 'make lint     rustfmt and clippy, warnings denied'
 	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
 	@echo 'make bench-smb  signing and encryption of data by RDMA, by TCP and in PDUs, on smbd'
+	@echo 'make bench-load  1,000 connections with mixed traffic, compared; SECONDS=600 CONNECTIONS=1000'
 	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
 	@echo 'make install  library, header, pkg-config file, program (PREFIX=, LIBDIR=, DESTDIR=)'
@@ -57,6 +59,10 @@ bench: build
 # The share is in memory.
 bench-smb:
 	TMPDIR=/dev/shm $(CARGO) test --release --test smb_bench -- --nocapture
+
+bench-load: build
+	$(RELEASE)/smbdirect bench --load --seconds $(or $(SECONDS),600) \
+	    --connections $(or $(CONNECTIONS),1000) $(BENCH_OPTIONS)
 
 bench-uml:
 	@scripts/deps.sh fio=fio strace=strace

@@ -340,3 +340,38 @@ fn make_install_puts_everything_in_its_place() {
     assert!(pc.contains(concat!("Version: ", env!("CARGO_PKG_VERSION"))));
     std::fs::remove_dir_all(&root).unwrap();
 }
+
+/// A short load: what it compares is right, and all of its figures are there.
+#[test]
+fn a_load_loses_nothing_and_ends_clean() {
+    let output = run(&[
+        "bench",
+        "--load",
+        "--connections",
+        "20",
+        "--seconds",
+        "2",
+        "--json",
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = result["results"].as_array().unwrap();
+    let figure = |end: &str| {
+        let is_it = |row: &&serde_json::Value| row["what"].as_str().unwrap().ends_with(end);
+        let found: Vec<_> = rows.iter().filter(is_it).collect();
+        assert!(!found.is_empty(), "no {end}");
+        found
+            .iter()
+            .map(|row| row["ours"].as_f64().unwrap())
+            .fold(f64::MAX, f64::min)
+    };
+    for end in [
+        "answers",
+        "Jain's index",
+        "storm: connections",
+        "storm: of them served",
+    ] {
+        assert!(figure(end) > 0.0, "{end}");
+    }
+}

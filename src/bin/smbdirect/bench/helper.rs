@@ -14,6 +14,7 @@ use smbdirect::mem::{MemSlice, Region};
 use smbdirect::peer::{Config, Endpoint, PeerEvent};
 use smbdirect::sys::{Interest, Poller, Ready};
 
+use super::load;
 use super::process::pss_bytes;
 use crate::failure::Failure;
 use crate::session::{say, Session};
@@ -59,6 +60,18 @@ enum Role {
         peer: SocketAddr,
         count: u32,
     },
+    /// Handles at the engine that serve the load, and some more for the storm
+    LoadServer {
+        socket: PathBuf,
+        count: u32,
+        storms: u32,
+    },
+    /// Short connections to the handles from the first one on
+    LoadStorm {
+        server: SocketAddr,
+        first: u32,
+        count: u32,
+    },
 }
 
 /// Runs until standard input ends.
@@ -72,6 +85,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             peer,
             count,
         } => handles(socket, *peer, *count),
+        Role::LoadServer {
+            socket,
+            count,
+            storms,
+        } => load::run_server(socket, *count, *storms),
+        Role::LoadStorm {
+            server,
+            first,
+            count,
+        } => load::run_storm(*server, *first, *count),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bulk;
 mod helper;
+mod load;
 mod process;
 mod protection;
 mod scale;
@@ -41,11 +42,17 @@ pub(crate) use helper::Args as HelperArgs;
 /// operations. With --protection it is READ and WRITE of 1 MiB with nothing, with each way to sign and
 /// with each way to encrypt: by RDMA, with the RDMA transforms of SMB 3.1.1 (a server without them
 /// has a `-` there), by plain TCP, and in messages on SMB Direct, as long as they may be.
+///
+/// With --load instead: that many connections at once, each to a handle of its own, with small and
+/// large PDUs, RDMA READs and WRITEs, and quiet ones; in the second half with a storm of short
+/// connections beside them. Everything has a sequence number and is compared. Shown are the shares of
+/// the connections, the longest answers, and memory after a tenth, a half and all of the time.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect bench\n  \
     smbdirect bench --only bulk --bytes 2G --repeat 9\n  \
     smbdirect bench --json > result.json\n  \
+    smbdirect bench --load --connections 1000 --seconds 600\n  \
     SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n  \
     smbdirect bench --smb //127.0.0.1/data --user me --password-file pw --protection \\\n    \
     --cpu-of $(pidof -s smbdirect) --cpu-of $(pidof -s smbd)\n\n\
@@ -79,7 +86,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     window: u32,
-    /// Idle connections to measure, may be given several times [default: 1 100 1000]
+    /// Measure many connections with mixed traffic
+    #[arg(long, conflicts_with_all = ["only", "smb"])]
+    load: bool,
+    /// How long --load takes
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "600")]
+    seconds: Duration,
+    /// Idle connections to measure, may be given several times [default: 1 100 1000]; with --load:
+    /// connections [default: 1000]
     #[arg(long, value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: Vec<u32>,
@@ -134,7 +148,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             args.size
         )));
     }
-    let wants_all = args.only.is_empty() && args.smb.smb.is_none();
+    if args.load && args.seconds < Duration::from_secs(1) {
+        return Err(Failure::Usage("--seconds: use 1 or more".into()));
+    }
+    let wants_all = args.only.is_empty() && args.smb.smb.is_none() && !args.load;
     let wants = |what: &str| wants_all || args.only.iter().any(|only| only == what);
     let mut rows = Vec::new();
     let progress = |text: &str| {
@@ -149,6 +166,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.smb.smb.is_some() {
         progress("READ and WRITE on the server");
         rows.extend(smb::measure(args)?);
+    }
+    if args.load {
+        progress("many connections with mixed traffic");
+        rows.extend(load::measure(args)?);
     }
     if wants("bulk") {
         progress("bulk");

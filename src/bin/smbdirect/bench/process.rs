@@ -90,6 +90,24 @@ pub(super) fn pss_bytes(pid: u32) -> Result<u64, Failure> {
         .ok_or_else(|| Failure::Failed(format!("{path} has no Pss line")))
 }
 
+/// Memory of a process that it shares with nobody, bytes.
+pub(super) fn own_bytes(pid: u32) -> Result<u64, Failure> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(Failure::of(&path))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| Failure::Failed(format!("{path} has no RssAnon line")))
+}
+
+/// Open file descriptors of a process.
+pub(super) fn open_files(pid: u32) -> Result<usize, Failure> {
+    let path = format!("/proc/{pid}/fd");
+    Ok(fs::read_dir(&path).map_err(Failure::of(&path))?.count())
+}
+
 /// CPU time of a process so far, seconds.
 pub(super) fn cpu_seconds(pid: u32) -> Result<f64, Failure> {
     let path = format!("/proc/{pid}/stat");

@@ -122,7 +122,8 @@ impl Bed {
         Ok(Self { engine, directory })
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    /// The engine's control socket.
+    pub(super) fn socket(&self) -> std::path::PathBuf {
         self.directory.path().join("engine.sock")
     }
 
@@ -138,7 +139,7 @@ impl Bed {
         ])
     }
 
-    fn status(&self) -> Result<ipc::Status, Failure> {
+    pub(super) fn status(&self) -> Result<ipc::Status, Failure> {
         let mut caller = Caller::connect(&self.socket(), Duration::from_secs(5))
             .map_err(Failure::of("the engine's socket"))?;
         ipc::fetch_status(&mut caller, Duration::from_secs(5)).map_err(Failure::of("status"))
