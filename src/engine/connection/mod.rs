@@ -221,10 +221,10 @@ impl Conn {
 
     /// Lets the connection post as many receives as its share of the owner's slots allows.
     pub(super) fn set_share(&mut self, slots: usize) {
-        let limit = slots.clamp(
-            usize::from(PRIVATE_RECEIVES),
-            usize::from(self.receive_credit_max),
-        );
+        // ReceiveCreditMax may be below what a connection without an owner gets.
+        let limit = slots
+            .max(PRIVATE_RECEIVES.into())
+            .min(self.receive_credit_max.into());
         self.machine.set_receive_limit(limit as u16);
     }
 
