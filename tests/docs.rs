@@ -3,32 +3,57 @@
 use std::fs;
 use std::path::Path;
 
-/// The files and tests of docs/spec-map.md.
+/// The files and tests of the tables in docs/spec-map.md and docs/conformance.md.
 #[test]
-fn spec_map_names_what_exists() {
+fn tables_name_what_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut code = String::new();
     for directory in ["src", "tests"] {
         append(&root.join(directory), &mut code);
     }
-    let map = fs::read_to_string(root.join("docs/spec-map.md")).unwrap();
-    let mut missing = Vec::new();
-    let mut names = 0;
-    for row in map.lines().filter(|line| line.starts_with('|')) {
-        for name in row.split('`').skip(1).step_by(2) {
-            names += 1;
-            let exists = if name.contains('/') {
-                root.join("src").join(name).exists()
-            } else {
-                code.contains(&format!("fn {name}()"))
-            };
-            if !exists {
-                missing.push(name);
+    for page in ["docs/spec-map.md", "docs/conformance.md"] {
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        let mut missing = Vec::new();
+        let mut names = 0;
+        for row in text.lines().filter(|line| line.starts_with('|')) {
+            for name in row.split('`').skip(1).step_by(2) {
+                names += 1;
+                let exists = if name.contains('/') {
+                    root.join("src").join(name).exists()
+                } else {
+                    code.contains(&format!("fn {name}()"))
+                };
+                if !exists {
+                    missing.push(name);
+                }
             }
         }
+        assert!(
+            names > 100,
+            "{page}: the tables are not understood: {names} names"
+        );
+        assert!(missing.is_empty(), "{page}: not there: {missing:?}");
     }
-    assert!(names > 100, "the tables are not understood: {names} names");
-    assert!(missing.is_empty(), "not there: {missing:?}");
+}
+
+/// Every rule of docs/conformance.md says where it is enforced, and has a test.
+#[test]
+fn every_rule_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/conformance.md")).unwrap();
+    let (_, rules) = page.split_once("## Rules of [MS-SMBD] 3.1").unwrap();
+    let (rules, _) = rules.split_once("### Deviations").unwrap();
+    let rows: Vec<_> = rules.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 40, "{} rows", rows.len());
+    for row in &rows[2..] {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, section, files, tests] = cells[..] else {
+            panic!("four cells: {row}");
+        };
+        assert!(section.starts_with(|c: char| c.is_ascii_digit()), "{row}");
+        assert!(files.contains(".rs`"), "{row}");
+        assert!(tests.contains('`') && !tests.contains('/'), "{row}");
+    }
 }
 
 /// The cases of docs/conformance.md: each has its test.

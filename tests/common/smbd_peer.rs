@@ -1,4 +1,4 @@
-//! A scripted MS-SMBD peer on the active side: it says what a test tells it, right or wrong, and
+//! A scripted MS-SMBD peer: it says what a test tells it, right or wrong, and
 //! checks that the side under test keeps the rules. No state machine of ours is behind it, so that
 //! no mistake of ours can be on both sides.
 #![allow(dead_code)] // Each test uses a part of it.
@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use smbdirect::fabric::{Access, ConnectOptions};
+use smbdirect::fabric::{Access, ConnectOptions, ListenOptions};
 use smbdirect::mem::MemSlice;
 use smbdirect::peer::{Config, ConnectionId, EndReason, Endpoint, PeerEvent};
 use smbdirect::proto::Params;
@@ -61,7 +61,7 @@ pub(crate) struct SmbdPeer {
     pub(crate) credits: u32,
     /// Messages the other side may send.
     pub(crate) granted: u32,
-    /// What the negotiation agreed on.
+    /// What the negotiation agreed on, as if we had asked.
     pub(crate) request: NegotiateRequest,
     pub(crate) response: NegotiateResponse,
     /// Headers of the Data Transfer messages that came.
@@ -131,16 +131,7 @@ impl SmbdPeer {
 
     /// The same with so many receives, and one more.
     pub(crate) fn connect_with(address: SocketAddr, receives: u16) -> Self {
-        let active = Params {
-            receive_credit_max: receives,
-            ..Params::active()
-        };
-        let config = Config {
-            raw: true,
-            active,
-            ..Config::default()
-        };
-        let mut endpoint = Endpoint::new(config).unwrap();
+        let mut endpoint = endpoint(receives);
         let options = ConnectOptions {
             peer: address,
             crc: false,
@@ -151,7 +142,17 @@ impl SmbdPeer {
             timeout: PATIENCE,
         };
         let id = endpoint.connect(&options).unwrap();
-        let mut peer = Self {
+        let mut peer = Self::on(endpoint, id);
+        let start = Instant::now();
+        while !peer.step(PATIENCE) {
+            assert_eq!(peer.end, None);
+            assert!(start.elapsed() < PATIENCE, "no connection");
+        }
+        peer
+    }
+
+    fn on(endpoint: Endpoint, id: ConnectionId) -> Self {
+        Self {
             endpoint,
             id,
             script: Script {
@@ -172,13 +173,7 @@ impl SmbdPeer {
             end: None,
             partial: (Vec::new(), 0, None),
             pdus: VecDeque::new(),
-        };
-        let start = Instant::now();
-        while !peer.step(PATIENCE) {
-            assert_eq!(peer.end, None);
-            assert!(start.elapsed() < PATIENCE, "no connection");
         }
-        peer
     }
 
     /// Connects and negotiates what the suite asks for.
@@ -217,6 +212,34 @@ impl SmbdPeer {
         self.response = response;
         self.credits = response.credits_granted.into();
         Ok(response)
+    }
+
+    /// On the passive side: answers the other side's `asked` with success.
+    pub(crate) fn answer(&mut self, asked: NegotiateRequest, response: NegotiateResponse) {
+        self.answer_bytes(asked, response, &response.emit());
+    }
+
+    /// The same with these bytes.
+    pub(crate) fn answer_bytes(
+        &mut self,
+        asked: NegotiateRequest,
+        response: NegotiateResponse,
+        bytes: &[u8],
+    ) {
+        self.granted = response.credits_granted.into();
+        self.request = NegotiateRequest {
+            credits_requested: response.credits_requested,
+            max_fragmented_size: response.max_fragmented_size,
+            ..asked
+        };
+        self.response = NegotiateResponse {
+            credits_requested: asked.credits_requested,
+            preferred_send_size: asked.preferred_send_size.min(response.max_receive_size),
+            max_receive_size: asked.max_receive_size.min(response.preferred_send_size),
+            max_fragmented_size: asked.max_fragmented_size,
+            ..response
+        };
+        self.send_bytes(bytes);
     }
 
     /// Sends these bytes as one message. No credit is counted.
@@ -309,6 +332,7 @@ impl SmbdPeer {
         let (length, remaining) = (header.data_length, header.remaining_data_length);
         if length == 0 {
             assert_eq!((bytes.len(), header.data_offset, remaining), (20, 0, 0));
+            assert_eq!(invalidated, None, "a token without a PDU");
             assert_eq!(self.partial.1, 0, "an empty message inside of another");
         } else {
             assert_eq!(header.data_offset, 24);
@@ -321,6 +345,10 @@ impl SmbdPeer {
             }
             self.partial.0.extend(&bytes[24..]);
             self.partial.1 = remaining;
+            assert!(
+                self.partial.2.is_none() || invalidated.is_none(),
+                "two tokens"
+            );
             self.partial.2 = self.partial.2.or(invalidated);
             if remaining == 0 {
                 let (pdu, _, token) = std::mem::take(&mut self.partial);
@@ -352,11 +380,16 @@ impl SmbdPeer {
             if self.credits > 0 && self.granted * 2 <= self.script.grants {
                 let credits_granted = self.grants_due();
                 if credits_granted > 0 {
-                    self.send(self.of_script(empty(credits_granted)), &[]);
+                    self.grant(credits_granted);
                 }
             }
             self.take()?;
         }
+    }
+
+    /// Sends an empty message.
+    pub(crate) fn grant(&mut self, credits_granted: u16) {
+        self.send(self.of_script(empty(credits_granted)), &[]);
     }
 
     fn of_script(&self, header: DataTransfer) -> DataTransfer {
@@ -391,7 +424,13 @@ impl SmbdPeer {
             if let Some(reason) = &self.end {
                 return Err(reason.clone());
             }
-            assert!(start.elapsed() < PATIENCE, "nothing comes");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "nothing comes; {} credits, {} granted, last {:?}",
+                self.credits,
+                self.granted,
+                self.log.last()
+            );
             self.step(PATIENCE);
         }
     }
@@ -460,6 +499,10 @@ impl SmbdPeer {
     fn step(&mut self, wait: Duration) -> bool {
         let mut events = Vec::new();
         self.endpoint.poll(Some(wait), &mut events).unwrap();
+        self.handle(events)
+    }
+
+    fn handle(&mut self, events: impl IntoIterator<Item = PeerEvent>) -> bool {
         let mut is_connected = false;
         for event in events {
             match event {
@@ -475,6 +518,53 @@ impl SmbdPeer {
         }
         is_connected
     }
+}
+
+/// A peer that waits for the side under test to connect.
+pub(crate) struct Listening {
+    endpoint: Endpoint,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listening {
+    pub(crate) fn new() -> Self {
+        let mut endpoint = endpoint(255);
+        let any = ([127, 0, 0, 1], 0).into();
+        let (_, address) = endpoint.listen(any, &ListenOptions::default()).unwrap();
+        Self { endpoint, address }
+    }
+
+    /// Waits for the connection. The other side may have said something already.
+    pub(crate) fn accept(mut self) -> SmbdPeer {
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < PATIENCE, "nobody connects");
+            let mut events = Vec::new();
+            self.endpoint.poll(Some(PATIENCE), &mut events).unwrap();
+            let mut events = events.into_iter();
+            while let Some(event) = events.next() {
+                if let PeerEvent::Established { connection, .. } = event {
+                    let mut peer = SmbdPeer::on(self.endpoint, connection);
+                    peer.handle(events);
+                    return peer;
+                }
+            }
+        }
+    }
+}
+
+fn endpoint(receives: u16) -> Endpoint {
+    let params = Params {
+        receive_credit_max: receives,
+        ..Params::default()
+    };
+    let config = Config {
+        raw: true,
+        active: params.clone(),
+        passive: params,
+        ..Config::default()
+    };
+    Endpoint::new(config).unwrap()
 }
 
 /// A peer under an SMB client of ours.

@@ -1,5 +1,5 @@
-//! Conformance: the cases of Microsoft's test suite for MS-SMBD servers. docs/conformance.md has the
-//! table.
+//! Conformance: the cases of Microsoft's test suite for MS-SMBD servers, the rules of `[MS-SMBD]`
+//! 3.1, and what went wrong in other implementations. docs/conformance.md has the tables.
 //!
 //! The side under test is `smbdirect engine` as a process and, where a case speaks SMB2, the patched
 //! smbd. The peer is scripted ([`smbd_peer`]), or our SMB client.
@@ -7,7 +7,9 @@
 mod credits;
 mod negotiate;
 mod rdma;
+mod rules;
 mod transfer;
+mod wounds;
 
 #[path = "../common/engine_host.rs"]
 mod engine_host;

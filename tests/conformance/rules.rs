@@ -1,0 +1,399 @@
+//! Rules of `[MS-SMBD]` 3.1 that no case of the suite is about.
+
+use std::time::{Duration, Instant};
+
+use smbdirect::client::{EventKind, Handle, SendPdu};
+use smbdirect::fabric::Access;
+use smbdirect::ipc::Params;
+use smbdirect::mem::MemSlice;
+use smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse};
+
+use crate::common::{connect_spec, open_at, wait_for};
+use crate::engine_process::EngineProcess;
+use crate::smb::noise;
+use crate::smbd_peer::{data, empty, request, Listening, SmbdPeer};
+use crate::Bed;
+
+/// An engine that connects to a scripted peer; nothing was answered yet.
+struct Active {
+    _engine: EngineProcess,
+    client: Handle,
+    peer: SmbdPeer,
+    request: NegotiateRequest,
+}
+
+impl Active {
+    fn new(name: &str) -> Self {
+        let engine = EngineProcess::new(&format!("conformance-{name}"));
+        let mut client = open_at(&engine.socket, false);
+        let listening = Listening::new();
+        client.connect(&connect_spec(listening.address)).unwrap();
+        let mut peer = listening.accept();
+        let (bytes, _) = peer.raw().unwrap();
+        assert_eq!(bytes.len(), NegotiateRequest::LEN);
+        assert_eq!(bytes[4..6], [0, 0], "Reserved");
+        let request = NegotiateRequest::parse(&bytes).unwrap();
+        Self {
+            _engine: engine,
+            client,
+            peer,
+            request,
+        }
+    }
+}
+
+/// A response that is as it has to be.
+fn response() -> NegotiateResponse {
+    NegotiateResponse {
+        min_version: 0x0100,
+        max_version: 0x0100,
+        negotiated_version: 0x0100,
+        credits_requested: 10,
+        credits_granted: 10,
+        status: 0,
+        max_read_write_size: 1 << 20,
+        preferred_send_size: 1024,
+        max_receive_size: 1024,
+        max_fragmented_size: 131_072,
+    }
+}
+
+/// 3.1.5.2: what the request tells; 3.1.5.7: what is made of the response.
+#[test]
+fn the_active_side_negotiates() {
+    let mut active = Active::new("active");
+    let expected = NegotiateRequest {
+        min_version: 0x0100,
+        max_version: 0x0100,
+        credits_requested: 255,
+        preferred_send_size: 1364,
+        max_receive_size: 8192,
+        max_fragmented_size: 1 << 20,
+    };
+    assert_eq!(active.request, expected);
+    active.peer.answer(active.request, response());
+    wait_for(&mut active.client, EventKind::Attached);
+    // It has ten credits and we have none: its first message grants, though there is no PDU.
+    let first = active.peer.take().unwrap();
+    assert!(first.is_empty());
+    assert!(first.header.credits_granted > 0);
+    assert_eq!(first.header.credits_requested, 255);
+    active.peer.send_pdu(b"\xfeSMB hello").unwrap();
+    let (event, bytes) = wait_for(&mut active.client, EventKind::PduReceived);
+    assert_eq!(bytes, b"\xfeSMB hello");
+    let pdu = noise(131_072, 1);
+    crate::common::send(&mut active.client, event.connection, 1, &pdu);
+    assert!(active.peer.receive_pdu().unwrap().0 == pdu);
+}
+
+/// 3.1.5.7: whatever is wrong with the response, the connection ends without a word.
+#[test]
+fn the_active_side_verifies_the_response() {
+    type Change = fn(&mut NegotiateResponse);
+    let changes: [Change; 9] = [
+        |it| it.negotiated_version = 0x0101,
+        |it| it.negotiated_version = 0,
+        |it| it.status = 0xc000_009a,
+        |it| it.max_receive_size = 127,
+        |it| it.max_fragmented_size = 131_071,
+        |it| it.credits_granted = 0,
+        |it| it.credits_requested = 0,
+        |it| it.preferred_send_size = 8193,
+        |it| *it = NegotiateResponse::failure(0xc000_00bb),
+    ];
+    let engine = EngineProcess::new("conformance-responses");
+    let mut client = open_at(&engine.socket, false);
+    let mut ends = |bytes: &[u8]| {
+        let listening = Listening::new();
+        client.connect(&connect_spec(listening.address)).unwrap();
+        let mut peer = listening.accept();
+        peer.raw().unwrap();
+        peer.send_bytes(bytes);
+        peer.expect_end();
+        let end = wait_for(&mut client, EventKind::Disconnected).0;
+        assert_ne!(end.status, 0, "{bytes:02x?}");
+    };
+    for change in changes {
+        let mut bad = response();
+        change(&mut bad);
+        ends(&bad.emit());
+    }
+    ends(&response().emit()[..31]);
+}
+
+/// 3.1.5.5: bytes behind the 32 mean nothing, nor do MinVersion and MaxVersion of a response.
+#[test]
+fn the_active_side_ignores_what_it_has_to() {
+    let mut active = Active::new("ignores");
+    let odd = NegotiateResponse {
+        min_version: 0xffff,
+        max_version: 0,
+        ..response()
+    };
+    let mut bytes = odd.emit().to_vec();
+    bytes[6..8].fill(0xff);
+    bytes.resize(512, 0xee);
+    active.peer.answer_bytes(active.request, odd, &bytes);
+    wait_for(&mut active.client, EventKind::Attached);
+    assert!(active.peer.take().unwrap().header.credits_granted > 0);
+}
+
+/// 3.1.5.3, 3.1.5.6, 3.1.5.9: receives are posted before they are granted, so all credits may be
+/// used at once; afterwards there are more.
+#[test]
+fn all_credits_may_be_used_at_once() {
+    let mut bed = Bed::new("at-once");
+    for credits_requested in [1, 2, 3, 10, 255, 0xffff] {
+        let request = NegotiateRequest {
+            credits_requested,
+            ..request()
+        };
+        let mut peer = SmbdPeer::negotiated_with(bed.address, request);
+        peer.script.credits_requested = credits_requested;
+        bed.attach(&mut peer);
+        for _ in 0..20 {
+            for _ in 0..peer.credits {
+                peer.grant(1);
+            }
+            assert!(peer.take().unwrap().header.credits_granted > 0);
+        }
+    }
+}
+
+/// 3.1.5.9: never more than ReceiveCreditMax, whatever is asked for.
+#[test]
+fn no_more_than_receive_credit_max() {
+    for most in [1, 2, 5] {
+        let params = Params {
+            receive_credit_max: most,
+            ..Params::default()
+        };
+        let mut bed = Bed::with("credit-max", &params);
+        let request = NegotiateRequest {
+            credits_requested: 100,
+            ..request()
+        };
+        let mut peer = SmbdPeer::negotiated_with(bed.address, request);
+        peer.script.credits_requested = 100;
+        let id = bed.attach(&mut peer);
+        // All segments of a PDU have room in the owner's area, who only looks at whole ones here.
+        let pdu = noise(10_000, 2);
+        for _ in 0..20 {
+            bed.send(id, &pdu);
+            assert!(peer.receive_pdu().unwrap().0 == pdu);
+            assert!(peer.credits <= most, "{} credits", peer.credits);
+            peer.send_pdu(&pdu).unwrap();
+            assert!(wait_for(&mut bed.owner, EventKind::PduReceived).1 == pdu);
+        }
+    }
+}
+
+/// 3.1.5.8: ReceiveCreditTarget is what was asked for last. Less takes nothing back; with one
+/// credit the connection still works; more is given again.
+#[test]
+fn the_credit_target_follows_the_peer() {
+    let mut bed = Bed::new("target");
+    let (mut peer, id) = bed.attached(request());
+    let mut exchange = |peer: &mut SmbdPeer, bytes: usize| {
+        let pdu = noise(bytes, 3);
+        peer.send_pdu(&pdu).unwrap();
+        assert!(wait_for(&mut bed.owner, EventKind::PduReceived).1 == pdu);
+        bed.send(id, &pdu);
+        assert!(peer.receive_pdu().unwrap().0 == pdu);
+    };
+    exchange(&mut peer, 50_000);
+    peer.script.credits_requested = 1;
+    exchange(&mut peer, 50_000);
+    // What it held has been used up; since then it gets one or, with a last credit, two.
+    let held = peer.credits;
+    assert!(held <= 2, "{held} credits");
+    peer.script.credits_requested = 200;
+    exchange(&mut peer, 120_000);
+    let held = peer.credits;
+    assert!(held > 50, "{held} credits");
+}
+
+/// 3.1.5.5: a message beyond the credits finds no receive, or is refused: the connection ends.
+#[test]
+fn a_message_without_a_credit_ends_the_connection() {
+    let mut bed = Bed::new("no-credit");
+    let (mut peer, _) = bed.attached(request());
+    // Not one of them grants, so nothing can be granted in return.
+    peer.script.grants = 0;
+    while peer.granted > 0 {
+        peer.probe(0).unwrap();
+    }
+    while peer.credits > 0 {
+        peer.send(empty(0), &[]);
+    }
+    peer.send_bytes(&empty(0).emit());
+    peer.until_end();
+    bed.check_others();
+}
+
+/// 3.1.5.4: there is one Negotiate Request. A second is a Data Transfer message, and wrong as such.
+#[test]
+fn a_second_negotiate_request_ends_the_connection() {
+    let mut bed = Bed::new("second");
+    let (mut peer, _) = bed.attached(request());
+    peer.send_bytes(&request().emit());
+    peer.until_end();
+    bed.check_others();
+}
+
+/// 2.2.1, 2.2.3: Reserved, unknown flags and padding are ignored.
+#[test]
+fn reserved_fields_are_ignored() {
+    let mut bed = Bed::new("reserved");
+    let mut peer = SmbdPeer::connect(bed.address);
+    let mut bytes = request().emit();
+    bytes[4..6].fill(0xff);
+    peer.negotiate_bytes(request(), &bytes).unwrap();
+    bed.attach(&mut peer);
+    let pdu = b"\xfeSMB with padding";
+    let header = DataTransfer {
+        flags: 0xfffe,
+        ..data(1, pdu.len() as u32, 0)
+    };
+    let mut bytes = header.emit_padded().to_vec();
+    bytes[6..8].fill(0xff);
+    bytes[20..24].fill(0xff);
+    bytes.extend(pdu);
+    peer.credits -= 1;
+    peer.granted += 1;
+    peer.send_bytes(&bytes);
+    assert_eq!(wait_for(&mut bed.owner, EventKind::PduReceived).1, pdu);
+    // Payload may start later, and the message end later.
+    let mut bytes = DataTransfer {
+        data_offset: 40,
+        ..header
+    }
+    .emit()
+    .to_vec();
+    bytes.resize(40, 0xee);
+    bytes.extend(pdu);
+    bytes.resize(99, 0xee);
+    peer.credits -= 1;
+    peer.granted += 1;
+    peer.send_bytes(&bytes);
+    assert_eq!(wait_for(&mut bed.owner, EventKind::PduReceived).1, pdu);
+}
+
+/// 3.1.4.2: a PDU beyond the peer's MaxFragmentedSize is refused here, and nothing of it is sent.
+#[test]
+fn a_pdu_that_is_too_long_is_not_sent() {
+    let mut bed = Bed::new("too-long");
+    let (mut peer, id) = bed.attached(request());
+    let pdu = noise(131_073, 4);
+    let long = SendPdu {
+        connection: id,
+        cookie: 1,
+        has_event: true,
+        invalidate: None,
+        length: pdu.len(),
+    };
+    let refused = bed.owner.queue_bytes(&long, &pdu).unwrap_err();
+    assert_eq!(refused.errno(), libc::EMSGSIZE);
+    bed.send(id, &pdu[..131_072]);
+    assert!(peer.receive_pdu().unwrap().0 == pdu[..131_072]);
+}
+
+/// 3.1.1.1: the SendQueue is first in, first out.
+#[test]
+fn pdus_leave_in_their_order() {
+    let mut bed = Bed::new("order");
+    let (mut peer, id) = bed.attached(request());
+    let lengths = [1, 5000, 999, 1000, 1001, 70_000, 20, 2000];
+    for (seed, length) in lengths.into_iter().enumerate() {
+        bed.send(id, &noise(length, seed as u64));
+    }
+    for (seed, length) in lengths.into_iter().enumerate() {
+        let pdu = peer.receive_pdu().unwrap().0;
+        assert!(pdu == noise(length, seed as u64), "{seed}");
+    }
+}
+
+/// 3.1.5.4: a token to invalidate goes with one segment of its PDU; then it leads nowhere.
+#[test]
+fn a_token_goes_with_one_segment() {
+    let mut bed = Bed::new("token");
+    let (mut peer, id) = bed.attached(request());
+    for length in [10, 5000] {
+        let memory = MemSlice::from_bytes(&[0; 4096]).unwrap();
+        let access = Access {
+            remote_read: true,
+            remote_write: false,
+        };
+        let token = peer.register(&memory, access).token;
+        let pdu = noise(length, 5);
+        let with_token = SendPdu {
+            connection: id,
+            cookie: 1,
+            has_event: true,
+            invalidate: Some(token),
+            length,
+        };
+        bed.owner.queue_bytes(&with_token, &pdu).unwrap();
+        bed.owner.submit().unwrap();
+        let (got, invalidated) = peer.receive_pdu().unwrap();
+        assert!(got == pdu);
+        assert_eq!(invalidated, Some(token));
+        assert!(!peer.deregister(token), "it is still there");
+    }
+}
+
+/// 3.1.5.5: every message that comes puts the idle timer off. The interval is a second here; an
+/// attempt in which this machine kept the peer from sending for that long says nothing.
+#[test]
+fn any_message_is_a_sign_of_life() {
+    let interval = Duration::from_secs(1);
+    let params = Params {
+        keepalive_interval_msec: 1000,
+        ..Params::default()
+    };
+    let mut bed = Bed::with("alive", &params);
+    for _ in 0..10 {
+        let (mut peer, _) = bed.attached(request());
+        let (start, mut last) = (Instant::now(), Instant::now());
+        let mut longest = Duration::ZERO;
+        while start.elapsed() < 3 * interval {
+            peer.send(empty(1), &[]);
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            while peer.has_news(interval / 8) {
+                peer.take().unwrap();
+            }
+        }
+        let was_probed = peer.log.iter().any(DataTransfer::is_response_requested);
+        if longest < interval * 3 / 4 {
+            assert!(!was_probed, "a probe to a peer that was heard");
+            return;
+        }
+    }
+    panic!("ten attempts with pauses of more than {interval:?}");
+}
+
+/// 3.1.7.1: the upper layer is told, however the connection ends, and can use it no more.
+#[test]
+fn the_owner_is_told_of_the_end() {
+    let mut bed = Bed::new("told");
+    for is_violation in [false, true] {
+        let (mut peer, id) = bed.attached(request());
+        if is_violation {
+            peer.send_bytes(&[0; 7]);
+        } else {
+            peer.abort();
+        }
+        let end = wait_for(&mut bed.owner, EventKind::Disconnected).0;
+        assert_eq!(end.connection, id);
+        assert!(end.status < 0);
+        let pdu = SendPdu {
+            connection: id,
+            cookie: 1,
+            has_event: false,
+            invalidate: None,
+            length: 1,
+        };
+        assert!(bed.owner.queue_bytes(&pdu, b"x").is_err());
+    }
+}
