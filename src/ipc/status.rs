@@ -201,12 +201,12 @@ impl StatusPage {
             next: None,
         };
         let mut bytes = 0;
-        let items = items.into_iter().skip(from as usize);
-        for (next, item) in (from..).zip(items) {
+        // Any process may ask for any `from`: numbers are taken from the items that there are.
+        for (next, item) in items.into_iter().enumerate().skip(from as usize) {
             // An item is a few hundred bytes, apart from its state text.
             bytes += postcard::experimental::serialized_size(&item).unwrap_or(PAGE_BYTES);
             if bytes > PAGE_BYTES && !page.items.is_empty() {
-                page.next = Some(next);
+                page.next = u32::try_from(next).ok();
                 break;
             }
             page.items.push(item);

@@ -195,3 +195,12 @@ fn parameters_are_checked_one_by_one() {
         assert!(error.to_string().contains(&*error.allowed));
     }
 }
+
+/// Found by the fuzzer: the last number there is was counted on from.
+#[test]
+fn a_page_from_the_last_number_is_empty() {
+    for from in [1, u32::MAX - 1, u32::MAX] {
+        let page = StatusPage::cut(EngineStatus::default(), Vec::new(), from);
+        assert_eq!((page.items.len(), page.next), (0, None));
+    }
+}
