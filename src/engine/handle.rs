@@ -225,9 +225,10 @@ impl Handle {
                 self.disarm();
                 false
             }
+            // No sleep before it is dropped: nothing else may come to wake the engine for that.
             Err(error) => {
                 self.broken.get_or_insert(error);
-                true
+                false
             }
         }
     }
