@@ -47,6 +47,8 @@ else
     skip "cargo clippy" "clippy is not installed (rustup component add clippy)"
 fi
 
+check "loom" "$CARGO" test --quiet --manifest-path loom/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/loom"
+
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 echo "== cargo test"

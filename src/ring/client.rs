@@ -2,15 +2,14 @@
 //! The handle's end of an area.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{fence, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::engine::take_flag;
 use super::entry::{CqEntry, SqEntry};
 use super::layout::{at, AreaOptions, Layout, ENTRY_BYTES, MAGIC, RETURN_BYTES};
 use super::record::{self, ConnectionCounters, ConnectionRecord};
 use super::spsc::{Consumer, Full, Producer};
-use super::{RingError, ABI};
+use super::{wake, RingError, ABI};
 use crate::mem::Region;
 use crate::sys::{Bell, Cleared, Memfd};
 
@@ -83,13 +82,9 @@ impl ClientSide {
 
     /// Shows the engine all submissions, and rings if it sleeps. Returns whether it rang.
     pub fn submit(&mut self) -> Result<bool, RingError> {
-        if !self.sq.publish()? {
-            return Ok(false);
-        }
-        // The store of the index above stays before the load of the flag below. Partner: the fence
-        // in `EngineSide::set_sleeping`.
-        fence(Ordering::SeqCst);
-        self.ring_if(at::ENGINE_SLEEPING)
+        let sleeps = self.region.atomic_u32(at::ENGINE_SLEEPING)?;
+        let rings = wake::announce(&mut self.sq, sleeps)?;
+        Ok(self.ring_if(rings))
     }
 
     /// Returns a receive slot, invisible until [`ClientSide::submit_returns`].
@@ -99,12 +94,9 @@ impl ClientSide {
 
     /// Shows the engine all returned slots, and rings if it waits for some. Returns whether it rang.
     pub fn submit_returns(&mut self) -> Result<bool, RingError> {
-        if !self.returns.publish()? {
-            return Ok(false);
-        }
-        // As in `submit`. Partner: the fence in `EngineSide::set_returns_wanted`.
-        fence(Ordering::SeqCst);
-        self.ring_if(at::RETURNS_WANTED)
+        let wanted = self.region.atomic_u32(at::RETURNS_WANTED)?;
+        let rings = wake::announce(&mut self.returns, wanted)?;
+        Ok(self.ring_if(rings))
     }
 
     /// Copies the next completion out.
@@ -131,16 +123,12 @@ impl ClientSide {
     pub fn arm(&mut self) -> Result<(Cleared, bool), RingError> {
         let cleared = self.bell.clear();
         let armed = self.region.atomic_u32(at::CQ_ARMED)?;
-        armed.store(1, Ordering::Relaxed);
-        // The store above stays before the load of the index below. Partner: the fence in
-        // `EngineSide::publish`.
-        fence(Ordering::SeqCst);
-        Ok((cleared, self.cq.pending()? > 0))
+        Ok((cleared, wake::set_sleeping(&mut self.cq, armed, true)?))
     }
 
     /// Asks the engine not to ring; true if it had been asked to and has not rung.
     pub fn disarm(&self) -> Result<bool, RingError> {
-        Ok(take_flag(self.region.atomic_u32(at::CQ_ARMED)?))
+        Ok(wake::take_flag(self.region.atomic_u32(at::CQ_ARMED)?))
     }
 
     /// A connection's record; `None`: it has none any more.
@@ -151,11 +139,10 @@ impl ClientSide {
         record::read(&self.region, &self.layout, connection)
     }
 
-    fn ring_if(&self, flag: usize) -> Result<bool, RingError> {
-        let rings = take_flag(self.region.atomic_u32(flag)?);
+    fn ring_if(&self, rings: bool) -> bool {
         if rings {
             self.bell.ring();
         }
-        Ok(rings)
+        rings
     }
 }

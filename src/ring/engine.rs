@@ -2,14 +2,14 @@
 //! The engine's end of an area.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{fence, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::entry::{CqEntry, CqKind, Descriptor, Segment, SqEntry};
 use super::layout::{at, AreaOptions, Layout, Part, ENTRY_BYTES, MAGIC, RETURN_BYTES};
 use super::record::{self, ConnectionCounters, ConnectionRecord};
 use super::spsc::{Consumer, Full, Producer};
-use super::{RingError, ABI};
+use super::{wake, RingError, ABI};
 use crate::mem::{MemSlice, Region};
 use crate::sys::{Bell, Cleared, Memfd};
 
@@ -205,13 +205,8 @@ impl EngineSide {
 
     /// Shows the handle all that was pushed, and rings if it waits. Returns whether it rang.
     pub fn publish(&mut self) -> Result<bool, RingError> {
-        if !self.cq.publish()? {
-            return Ok(false);
-        }
-        // The store of the index above and the load of the flag below must not change places, or
-        // both sides could miss each other. Partner: the fence in `ClientSide::arm`.
-        fence(Ordering::SeqCst);
-        let rings = take_flag(self.region.atomic_u32(at::CQ_ARMED)?);
+        let armed = self.region.atomic_u32(at::CQ_ARMED)?;
+        let rings = wake::announce(&mut self.cq, armed)?;
         if rings {
             self.bell.ring();
         }
@@ -222,10 +217,7 @@ impl EngineSide {
     /// or returned slots while they are wanted).
     pub fn set_sleeping(&mut self, sleeping: bool) -> Result<bool, RingError> {
         let flag = self.region.atomic_u32(at::ENGINE_SLEEPING)?;
-        flag.store(sleeping.into(), Ordering::Relaxed);
-        // The store above stays before the loads below. Partner: the fence in `ClientSide::submit`.
-        fence(Ordering::SeqCst);
-        if self.sq.pending()? > 0 {
+        if wake::set_sleeping(&mut self.sq, flag, sleeping)? {
             return Ok(true);
         }
         let wanted = self.region.atomic_u32(at::RETURNS_WANTED)?;
@@ -235,10 +227,7 @@ impl EngineSide {
     /// Tells the handle whether to ring when it returns receive slots. True: some wait already.
     pub fn set_returns_wanted(&mut self, wanted: bool) -> Result<bool, RingError> {
         let flag = self.region.atomic_u32(at::RETURNS_WANTED)?;
-        flag.store(wanted.into(), Ordering::Relaxed);
-        // As in `set_sleeping`. Partner: the fence in `ClientSide::submit_returns`.
-        fence(Ordering::SeqCst);
-        Ok(self.returns.pending()? > 0)
+        wake::set_sleeping(&mut self.returns, flag, wanted)
     }
 
     /// The whole of receive slot `slot` (receive_slot_size bytes).
@@ -358,10 +347,4 @@ impl EngineSide {
             length: 1,
         }
     }
-}
-
-/// Takes a wake flag: whoever changes it from 1 to 0 rings. The plain load first keeps the line
-/// shared while the flag is 0.
-pub(super) fn take_flag(flag: &AtomicU32) -> bool {
-    flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::AcqRel) != 0
 }

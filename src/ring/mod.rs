@@ -52,6 +52,7 @@
 //!   operation in between, those of a lost connection included.
 //! - [`EngineSide::punch_idle`] when the last connection has gone.
 
+mod atomic;
 mod client;
 mod engine;
 mod entry;
@@ -60,6 +61,7 @@ mod record;
 mod spsc;
 #[cfg(test)]
 mod tests;
+mod wake;
 
 pub use client::ClientSide;
 pub use engine::{CqPosition, EngineSide, PushError};

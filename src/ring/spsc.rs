@@ -5,9 +5,7 @@
 //! index in private memory and never reads it back from the area. The other side's index is believed
 //! only after the check in [`Producer::refresh`] and [`Consumer::refresh`].
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
-
+use super::atomic::{Arc, AtomicU32, Ordering};
 use super::RingError;
 use crate::mem::Region;
 
