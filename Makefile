@@ -17,14 +17,19 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE    := $(TARGET_DIR)/release
 LIBRARY    := $(RELEASE)/libsmbdirect.so
 
-.PHONY: help build run test torture torment lint bench bench-load bench-smb bench-uml header install \
-    uninstall clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: help build run test torture torment lint fuzz loom miri bench bench-load bench-smb bench-uml header \
+    install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
 	@echo 'make test     build and run every test; the last line tells passed, failed, skipped'
 	@echo 'make torture  all smb2 tests of smbtorture, over SMB Direct and TCP (half an hour)'
 	@echo 'make torment  signals at random moments to client, smbd and engine, ROUNDS=200 (3 minutes)'
+	@echo 'make fuzz     all fuzzers, FUZZ_SECONDS (600) each; needs nightly Rust and cargo-fuzz'
+	@echo 'make loom     model checking of the rings (part of make test)'
+	@echo 'make miri     undefined behaviour in wire, proto, ring and mem; needs nightly Rust and miri'
 	@echo 'make lint     rustfmt and clippy, warnings denied'
 	@echo 'make bench    software iWARP and the engine against plain TCP, as ratios'
 	@echo 'make bench-smb  signing and encryption of data by RDMA, by TCP and in PDUs, on smbd'
@@ -52,6 +57,16 @@ torment:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+fuzz:
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+loom:
+	$(CARGO) test --manifest-path loom/Cargo.toml --target-dir $(TARGET_DIR)/loom
+
+miri:
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --lib --no-default-features \
+	    --target-dir $(TARGET_DIR)/miri -- wire:: proto::tests::cases ring:: mem::
 
 bench: build
 	$(RELEASE)/smbdirect bench $(BENCH_OPTIONS)
