@@ -61,6 +61,8 @@ pub(crate) struct SmbdPeer {
     pub(crate) credits: u32,
     /// Messages the other side may send.
     pub(crate) granted: u32,
+    /// The most CreditsRequested of any message.
+    most_asked: u16,
     /// What the negotiation agreed on, as if we had asked.
     pub(crate) request: NegotiateRequest,
     pub(crate) response: NegotiateResponse,
@@ -165,6 +167,7 @@ impl SmbdPeer {
             },
             credits: 0,
             granted: 0,
+            most_asked: 0,
             request: request(),
             response: NegotiateResponse::failure(0),
             log: Vec::new(),
@@ -208,6 +211,7 @@ impl SmbdPeer {
         assert_eq!((bytes.len(), invalidated), (NegotiateResponse::LEN, None));
         assert_eq!(bytes[6..8], [0, 0], "Reserved");
         let response = NegotiateResponse::parse(&bytes).unwrap();
+        self.most_asked = request.credits_requested;
         self.request = request;
         self.response = response;
         self.credits = response.credits_granted.into();
@@ -227,6 +231,7 @@ impl SmbdPeer {
         bytes: &[u8],
     ) {
         self.granted = response.credits_granted.into();
+        self.most_asked = response.credits_requested;
         self.request = NegotiateRequest {
             credits_requested: response.credits_requested,
             max_fragmented_size: response.max_fragmented_size,
@@ -254,6 +259,7 @@ impl SmbdPeer {
         assert!(self.credits > 0, "the peer itself has to keep the rules");
         self.credits -= 1;
         self.granted += u32::from(header.credits_granted);
+        self.most_asked = self.most_asked.max(header.credits_requested);
         let mut bytes = header.emit_padded().to_vec();
         bytes.extend(payload);
         if payload.is_empty() {
@@ -358,11 +364,7 @@ impl SmbdPeer {
         self.granted -= 1;
         self.credits += u32::from(header.credits_granted);
         // One more than asked for may come with the last credit of the other side.
-        let asked = self
-            .script
-            .credits_requested
-            .max(self.request.credits_requested);
-        assert!(self.credits <= u32::from(asked) + 1, "{header:?}");
+        assert!(self.credits <= u32::from(self.most_asked) + 1, "{header:?}");
         self.log.push(header);
         Ok(Message {
             header,
@@ -556,6 +558,8 @@ impl Listening {
 fn endpoint(receives: u16) -> Endpoint {
     let params = Params {
         receive_credit_max: receives,
+        // Room for the longest message there is.
+        max_receive_size: 65_536,
         ..Params::default()
     };
     let config = Config {

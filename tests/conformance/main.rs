@@ -37,7 +37,7 @@ use common::{listen, negotiate as smb2_negotiate, open_at, wait_for};
 use engine_process::{register, EngineProcess};
 use samba::Server;
 use smbd_peer::{Shared, SmbdPeer};
-use smbdirect::client::{EventKind, Handle};
+use smbdirect::client::{EventKind, Handle, OpenOptions};
 use smbdirect::ipc::Params;
 use smbdirect::smb::{Connection, Dialect, FileId, OpenMode, Signing};
 use smbdirect::wire::NegotiateRequest;
@@ -63,7 +63,13 @@ impl Bed {
         let mut parent = open_at(&engine.socket, true);
         parent.set_params(params).unwrap();
         let address = listen(&mut parent);
-        let mut owner = open_at(&engine.socket, false);
+        let mut options = OpenOptions {
+            socket: engine.socket.clone(),
+            timeout: common::PATIENCE,
+            ..OpenOptions::default()
+        };
+        options.area.receive_slot_size = params.max_receive_size;
+        let mut owner = Handle::open(options).unwrap();
         register(&mut owner, GUID);
         Self {
             engine,

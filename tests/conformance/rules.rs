@@ -188,6 +188,72 @@ fn no_more_than_receive_credit_max() {
     }
 }
 
+/// 3.1.1.1: every legal value at its ends, of ours and of the peer's, and all of them together.
+#[test]
+fn the_ends_of_what_is_legal() {
+    let least = Params {
+        receive_credit_max: 1,
+        send_credit_max: 1,
+        max_send_size: 128,
+        max_receive_size: 128,
+        max_fragment_size: 131_072,
+        max_read_write_size: 1 << 20,
+        ..Params::default()
+    };
+    let most = Params {
+        receive_credit_max: 65_535,
+        send_credit_max: 65_535,
+        max_send_size: 65_536,
+        max_receive_size: 65_536,
+        max_fragment_size: 64 << 20,
+        max_read_write_size: 1 << 30,
+        ..Params::default()
+    };
+    let few = Params {
+        receive_credit_max: 1,
+        send_credit_max: 1,
+        ..most.clone()
+    };
+    let short = Params {
+        max_send_size: 128,
+        max_receive_size: 128,
+        ..most.clone()
+    };
+    let all = |value: u32, credits_requested| NegotiateRequest {
+        credits_requested,
+        preferred_send_size: value,
+        max_receive_size: value.max(128),
+        max_fragmented_size: value.max(131_072),
+        ..request()
+    };
+    for (i, params) in [least, most, few, short].iter().enumerate() {
+        let mut bed = Bed::with(&format!("ends-{i}"), params);
+        for request in [
+            all(0, 1),
+            all(0, 65_535),
+            all(u32::MAX, 1),
+            all(u32::MAX, 65_535),
+        ] {
+            let mut peer = SmbdPeer::negotiated_with(bed.address, request);
+            peer.script.credits_requested = request.credits_requested;
+            peer.script.grants = params.send_credit_max.min(255);
+            let id = bed.attach(&mut peer);
+            // As many segments as there is room for in the smallest area.
+            let inward = 8 * (peer.response.max_receive_size as usize - 24);
+            let outward = 8 * (peer.response.preferred_send_size as usize - 24);
+            for round in 0..3 {
+                let pdu = noise(inward.min(131_072) - round, 1);
+                peer.send_pdu(&pdu).unwrap();
+                assert!(wait_for(&mut bed.owner, EventKind::PduReceived).1 == pdu);
+                let pdu = noise(outward.min(131_072) - round, 2);
+                bed.send(id, &pdu);
+                assert!(peer.receive_pdu().unwrap().0 == pdu);
+            }
+            assert!(peer.credits <= params.receive_credit_max);
+        }
+    }
+}
+
 /// 3.1.5.8: ReceiveCreditTarget is what was asked for last. Less takes nothing back; with one
 /// credit the connection still works; more is given again.
 #[test]
@@ -371,6 +437,86 @@ fn any_message_is_a_sign_of_life() {
         }
     }
     panic!("ten attempts with pauses of more than {interval:?}");
+}
+
+/// Numbers without a pattern, the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// Peers that keep the rules in all kinds of ways: everything arrives, in both directions at once,
+/// and every message that comes is checked. More of them with SMBDIRECT_TEST_SEEDS=NUMBER.
+#[test]
+fn peers_of_all_kinds() {
+    let mut bed = Bed::new("kinds");
+    let seeds = std::env::var("SMBDIRECT_TEST_SEEDS").ok();
+    let seeds = seeds.map_or(40, |number| number.parse().unwrap());
+    for seed in 1..=seeds {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let credits = [1, 2, 3, 5, 10, 33, 100, 255, 1000];
+        let sizes = [128, 129, 1024, 1364, 8192, 65_536];
+        let request = NegotiateRequest {
+            credits_requested: dice.pick(&credits),
+            preferred_send_size: dice.pick(&sizes),
+            max_receive_size: dice.pick(&sizes),
+            ..request()
+        };
+        let mut peer = SmbdPeer::negotiated_with(bed.address, request);
+        peer.script.credits_requested = request.credits_requested;
+        // It has receives for so many.
+        peer.script.grants = dice.pick(&credits).min(255).into();
+        peer.script.grant_batch = (peer.script.grants * 3 / 4).max(1);
+        let id = bed.attach(&mut peer);
+        let longest = peer.response.max_receive_size as usize - 24;
+        for round in 0..12 {
+            let what = format!("seed {seed}, round {round}");
+            peer.script.segments = (0..1 + dice.below(9))
+                .map(|_| dice.below(longest) + 1)
+                .collect();
+            if dice.below(2) == 0 {
+                peer.script.segments.insert(0, 0);
+            }
+            // At most so many segments on average as the owner's area has room for.
+            let average = peer.script.segments.iter().sum::<usize>() / peer.script.segments.len();
+            let inward: Vec<_> = (0..dice.below(3))
+                .map(|i| noise(1 + dice.below(average.max(1) * 40), i as u64))
+                .collect();
+            let outward: Vec<_> = (0..dice.below(4))
+                .map(|i| noise(1 + dice.below(30_000), i as u64))
+                .collect();
+            for pdu in &outward {
+                bed.send(id, pdu);
+            }
+            for pdu in &inward {
+                peer.send_pdu(pdu).unwrap();
+            }
+            for pdu in &outward {
+                assert!(peer.receive_pdu().unwrap().0 == *pdu, "{what}");
+            }
+            for pdu in &inward {
+                let got = wait_for(&mut bed.owner, EventKind::PduReceived).1;
+                assert!(got == *pdu, "{what}");
+            }
+            match dice.below(6) {
+                0 if peer.credits > 0 && peer.granted > 0 => {
+                    assert_eq!(peer.probe(1).unwrap().header.flags, 0, "{what}");
+                }
+                1 => peer.script.credits_requested = dice.pick(&credits),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// 3.1.7.1: the upper layer is told, however the connection ends, and can use it no more.
