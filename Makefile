@@ -5,6 +5,9 @@ PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
+SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+# Where units go; empty: none is installed.
+UNITDIR    ?= $(PREFIX)/lib/systemd/system
 DESTDIR    ?=
 INSTALL    ?= install
 
@@ -36,7 +39,8 @@ help:
 	@echo 'make bench-load  1,000 connections with mixed traffic, compared; SECONDS=600 CONNECTIONS=1000'
 	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
-	@echo 'make install  library, header, pkg-config file, program (PREFIX=, LIBDIR=, DESTDIR=)'
+	@echo 'make install  library, header, pkg-config file, program, systemd unit (PREFIX=, LIBDIR=,'
+	@echo '              UNITDIR=, DESTDIR=)'
 	@echo 'make clean    remove what was built'
 
 build:
@@ -97,11 +101,17 @@ install: build
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' \
 	    -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' smbdirect.pc.in \
 	    > '$(DESTDIR)$(LIBDIR)/pkgconfig/smbdirect.pc'
+ifneq ($(UNITDIR),)
+	$(INSTALL) -d '$(DESTDIR)$(UNITDIR)'
+	sed -e 's|@BINDIR@|$(BINDIR)|' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|' \
+	    systemd/smbdirect.service.in > '$(DESTDIR)$(UNITDIR)/smbdirect.service'
+endif
 
 uninstall:
 	rm -f '$(DESTDIR)$(BINDIR)/smbdirect' '$(DESTDIR)$(LIBDIR)/$(LIBFILE)' \
 	    '$(DESTDIR)$(LIBDIR)/libsmbdirect.so.$(ABI)' '$(DESTDIR)$(LIBDIR)/libsmbdirect.so' \
-	    '$(DESTDIR)$(INCLUDEDIR)/smbdirect.h' '$(DESTDIR)$(LIBDIR)/pkgconfig/smbdirect.pc'
+	    '$(DESTDIR)$(INCLUDEDIR)/smbdirect.h' '$(DESTDIR)$(LIBDIR)/pkgconfig/smbdirect.pc' \
+	    $(if $(UNITDIR),'$(DESTDIR)$(UNITDIR)/smbdirect.service')
 
 clean:
 	$(CARGO) clean

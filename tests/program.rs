@@ -338,6 +338,12 @@ fn make_install_puts_everything_in_its_place() {
     let pc = std::fs::read_to_string(root.join("usr/lib/pkgconfig/smbdirect.pc")).unwrap();
     assert!(pc.contains("prefix=/usr\n") && !pc.contains('@'), "{pc}");
     assert!(pc.contains(concat!("Version: ", env!("CARGO_PKG_VERSION"))));
+    let unit = root.join("usr/lib/systemd/system/smbdirect.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    assert!(
+        unit.contains("ExecStart=/usr/bin/smbdirect engine --socket /run/smbdirect/engine.sock")
+    );
+    assert!(unit.contains("EnvironmentFile=-/etc/default/smbdirect\n") && !unit.contains("DIR@"));
     std::fs::remove_dir_all(&root).unwrap();
 }
 

@@ -366,6 +366,12 @@ pub trait Fabric {
         true
     }
 
+    /// Bytes of memory that the fabric keeps registered with devices for its own work requests,
+    /// and so pinned.
+    fn registered_bytes(&self) -> u64 {
+        0
+    }
+
     /// Pushes posted work towards the wire. Call it once after a batch of posts.
     fn flush(&mut self, now: Instant, events: &mut Vec<FabricEvent>);
 

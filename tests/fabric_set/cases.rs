@@ -29,7 +29,7 @@ pub(crate) fn every_operation(world: &mut World) {
         let sent = filled(size, id);
         // A Write, then a Send behind it that tells.
         let target = memory(size);
-        let key = world.fabric(B).register(b, target.clone(), ALL).unwrap();
+        let key = world.register(a, b, &target);
         let inbox = memory(size + 5);
         world.recv(B, b, id, &inbox);
         let RemoteKey { token, offset } = key;
@@ -126,7 +126,7 @@ pub(crate) fn depths_are_agreed_on_and_kept(world: &mut World) {
     // A device may serve more than it was asked to; siw serves what the peer would like.
     assert!((2..=16).contains(&world.take_established(A)));
     let source = filled(1000, 3);
-    let key = world.fabric(B).register(b, source.clone(), ALL).unwrap();
+    let key = world.register(a, b, &source);
     let sinks: Vec<_> = (0..20).map(|_| memory(1000)).collect();
     for (id, sink) in sinks.iter().enumerate() {
         world
@@ -202,7 +202,7 @@ pub(crate) fn posted_sends_leave_before_the_end(world: &mut World) {
 pub(crate) fn an_abrupt_end_flushes_in_order(world: &mut World) {
     let (a, b) = world.connected();
     let target = memory(4 << 20);
-    let key = world.fabric(B).register(b, target, ALL).unwrap();
+    let key = world.register(a, b, &target);
     for id in 1..=5 {
         world.recv(A, a, id, &memory(64));
     }
@@ -265,7 +265,7 @@ pub(crate) fn the_peer_ends(world: &mut World) {
 pub(crate) fn memory_taken_back_is_out_of_reach(world: &mut World) {
     let (a, b) = world.connected();
     let target = memory(4096);
-    let key = world.fabric(B).register(b, target.clone(), ALL).unwrap();
+    let key = world.register(a, b, &target);
     let (token, offset) = (key.token, key.offset);
     let fabric = world.fabric(A);
     fabric
@@ -294,6 +294,63 @@ pub(crate) fn memory_taken_back_is_out_of_reach(world: &mut World) {
     assert!(target.to_vec() == written, "it was written");
 }
 
+/// A token may be given back before anything was done with it.
+pub(crate) fn a_token_given_back_at_once(world: &mut World) {
+    let (a, b) = world.connected();
+    for id in 0..20 {
+        let target = memory(8192);
+        let key = world.fabric(B).register(b, target, ALL).unwrap();
+        if id % 2 == 0 {
+            let Side { fabric, events } = &mut world.sides[B];
+            fabric.flush(Instant::now(), events);
+        }
+        assert!(world.fabric(B).deregister(b, key.token));
+        assert!(!world.fabric(B).deregister(b, key.token));
+    }
+    world.recv(B, b, 1, &memory(64));
+    world.send(A, a, 2, &filled(64, 1));
+    assert_eq!(world.take_recv(B, 1), (64, None, Status::Success));
+    assert_eq!(world.take_done(A, 2), Status::Success);
+    world.check_quiet();
+}
+
+/// What is registered for work requests is given back when they are done and time has passed, and
+/// with the connection.
+pub(crate) fn memory_is_given_back(world: &mut World) {
+    let (a, b) = world.connected();
+    // As in the area of a handle: receives at its start, buffers at its end.
+    let area = Region::anonymous(9 << 20).unwrap();
+    let slot = MemSlice::new(&area, 0, 4096).unwrap();
+    let buffer = MemSlice::new(&area, 8 << 20, 1 << 20).unwrap();
+    world.recv(A, a, 1, &slot);
+    let posted = world.fabric(A).registered_bytes();
+    assert!(posted <= 1 << 20, "{posted} bytes for one receive");
+    let inbox = memory(1 << 20);
+    world.recv(B, b, 2, &inbox);
+    world.send(A, a, 3, &buffer);
+    assert_eq!(world.take_done(A, 3), Status::Success);
+    world.take_recv(B, 2);
+    let busy = world.fabric(A).registered_bytes();
+    assert!(busy >= posted, "{busy} < {posted}");
+    // Used again at once: nothing more.
+    world.recv(B, b, 4, &inbox);
+    world.send(A, a, 5, &buffer);
+    assert_eq!(world.take_done(A, 5), Status::Success);
+    world.take_recv(B, 4);
+    assert_eq!(world.fabric(A).registered_bytes(), busy);
+    // An hour later only the receive is left.
+    let later = Instant::now() + Duration::from_secs(3600);
+    let Side { fabric, events } = &mut world.sides[A];
+    fabric.handle_timeout(later, events);
+    assert_eq!(fabric.registered_bytes(), posted);
+    world
+        .fabric(A)
+        .disconnect(Instant::now(), a, Duration::from_secs(5));
+    assert_eq!(world.take_recv(A, 1).2, Status::Flushed);
+    world.take_end(A);
+    assert_eq!(world.fabric(A).registered_bytes(), 0);
+}
+
 pub(crate) fn a_token_that_does_not_exist(world: &mut World) {
     let (a, b) = world.connected();
     world.recv(B, b, 1, &memory(8));
@@ -315,7 +372,7 @@ pub(crate) fn a_token_that_does_not_exist(world: &mut World) {
 pub(crate) fn more_than_the_device_holds(world: &mut World) {
     let (a, b) = world.connected();
     let target = memory(1 << 20);
-    let key = world.fabric(B).register(b, target.clone(), ALL).unwrap();
+    let key = world.register(a, b, &target);
     let source = filled(1 << 20, 8);
     let count = 3000;
     for id in 0..count {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use smbdirect::fabric::{
     AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricEvent, ListenOptions,
-    ListenerKey, QpKey, SendRequest, Status, WrId,
+    ListenerKey, QpKey, RemoteKey, SendRequest, Status, WrId,
 };
 use smbdirect::mem::{MemSlice, Region};
 use smbdirect::sys::{Poller, Registry};
@@ -80,11 +80,11 @@ impl World {
         let give_up = Instant::now() + PATIENCE;
         while !done(self) {
             if Instant::now() > give_up {
-                let events = self
-                    .sides
-                    .each_ref()
-                    .map(|side| format!("{:?}", side.events));
-                panic!("{what} does not come; events {events:#?}");
+                let events = self.sides.each_ref().map(|side| {
+                    let some: Vec<_> = side.events.iter().take(8).collect();
+                    format!("{} events, first {some:?}", side.events.len())
+                });
+                panic!("{what} does not come; {events:#?}");
             }
             self.step(Duration::from_millis(100));
         }
@@ -213,6 +213,24 @@ impl World {
         self.fabric(side).post_send(qp, request).unwrap();
     }
 
+    /// B registers memory and tells A of the token with a message, as a client of SMB Direct does:
+    /// the peer may use a token when it has got it by this connection.
+    pub(crate) fn register(&mut self, a: QpKey, b: QpKey, memory: &MemSlice) -> RemoteKey {
+        let key = self
+            .fabric(B)
+            .register(b, memory.clone(), ALL)
+            .expect("register");
+        let told = self::memory(16);
+        self.recv(A, a, TELL, &told);
+        let token = key.token.to_be_bytes();
+        let request = send_request(TELL, &token, None, None);
+        self.fabric(B).post_send(b, request).unwrap();
+        assert_eq!(self.take_recv(A, TELL), (4, None, Status::Success));
+        assert_eq!(self.take_done(B, TELL), Status::Success);
+        assert_eq!(told.to_vec()[..4], token);
+        key
+    }
+
     /// No event is left that the test has not taken.
     pub(crate) fn check_quiet(&self) {
         for side in &self.sides {
@@ -220,6 +238,9 @@ impl World {
         }
     }
 }
+
+/// The work request that tells of a token.
+const TELL: u64 = 1 << 40;
 
 /// Receives that a test posts on one connection at most.
 pub(crate) const RECEIVES: u32 = 320;

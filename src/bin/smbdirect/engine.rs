@@ -23,8 +23,8 @@ use crate::units::parse_seconds;
 /// On standard output it prints `control socket PATH`, `listening on ADDRESS:PORT` for each
 /// address, and `ready`.
 ///
-/// RDMA devices (verbs:) need read and write access to /dev/infiniband, a large RLIMIT_MEMLOCK, and
-/// for port 445 nothing else: it is not TCP's.
+/// RDMA devices (verbs:) need access to /dev/infiniband, a large RLIMIT_MEMLOCK, and for port 445
+/// CAP_NET_BIND_SERVICE.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:\n  \
     smbdirect engine --socket /run/smbdirect/engine.sock --listen 0.0.0.0 --listen [::]\n  \
@@ -78,6 +78,10 @@ pub(crate) struct Args {
     /// Worth trying where processors are plenty
     #[arg(long, value_name = "USEC", default_value_t = 0)]
     pub(crate) busy_poll: u32,
+    /// Register memory for each operation alone on RDMA devices, instead of keeping what was used
+    /// registered for some seconds: slower, and an adapter reaches only what it has to
+    #[arg(long)]
+    pub(crate) rdma_register_each: bool,
     /// CRC32C in every frame on the addresses of --listen
     #[arg(long)]
     pub(crate) crc: bool,
@@ -114,6 +118,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         max_unowned_per_peer: args.max_unowned_per_peer as usize,
         max_memory: args.max_memory.map_or(default.max_memory, |mib| mib << 20),
         offer_timeout: args.offer_timeout,
+        #[cfg(feature = "verbs")]
+        verbs: smbdirect::fabric::verbs::VerbsConfig {
+            register_each: args.rdma_register_each,
+            ..Default::default()
+        },
         busy_poll: Duration::from_micros(args.busy_poll.into()),
         ..default
     };

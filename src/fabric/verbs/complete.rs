@@ -1,10 +1,10 @@
 #![forbid(unsafe_code)]
 //! From the completion queue to events.
 
-use super::conn::{Conn, Phase, Posted};
+use super::conn::{Conn, Phase, Posted, Registration};
 use super::post::{kind, transport};
 use super::sys::{Completion, Outcome};
-use crate::fabric::{EndReason, FabricEvent, Status, WrId};
+use crate::fabric::{EndReason, FabricEvent, Status};
 
 /// What a look at a completion queue found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Conn {
             }
             _ => {
                 self.sent(seq, status, events);
-                "send or RDMA WRITE"
+                "send, RDMA WRITE or bind"
             }
         };
         if outcome == Outcome::Success {
@@ -128,6 +128,14 @@ impl Conn {
             self.establish(Vec::new(), events);
         }
         let is_good = status == Status::Success;
+        let known = |token: &u32| self.registrations.contains_key(token);
+        let invalidated = completion
+            .invalidated
+            .or(completion.maybe_invalidated.filter(known))
+            .filter(|_| is_good);
+        if let Some(token) = invalidated {
+            self.registrations.remove(&token);
+        }
         events.push(FabricEvent::Recv {
             qp: self.qp_key(),
             wr_id: recv.wr_id,
@@ -136,7 +144,7 @@ impl Conn {
             } else {
                 0
             },
-            invalidated: completion.invalidated.filter(|_| is_good),
+            invalidated,
             status: if is_good { status } else { Status::Flushed },
         });
         Ok(())
@@ -166,12 +174,16 @@ impl Conn {
         if let (Some(slot), Some(queues)) = (posted.header, &mut self.queues) {
             queues.headers.free.push(slot);
         }
-        let wr_id: WrId = posted.wr_id;
-        events.push(FabricEvent::Done {
-            qp: self.qp_key(),
-            wr_id,
-            status,
-        });
+        if let (Some(token), Status::Success) = (posted.binds, status) {
+            if let Some(Registration::Window { is_bound, .. }) = self.registrations.get_mut(&token)
+            {
+                *is_bound = true;
+            }
+        }
+        if let Some(wr_id) = posted.wr_id {
+            let qp = self.qp_key();
+            events.push(FabricEvent::Done { qp, wr_id, status });
+        }
     }
 }
 

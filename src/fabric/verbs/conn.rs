@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::config::VerbsConfig;
 use super::memory::{Kept, Memory, MAX_PIECES};
-use super::sys::{CmId, ConnParams, Device, Mr, Pd, Qp, QueueOptions, Rights, Transport};
+use super::sys::{CmId, ConnParams, Device, Mr, Mw, Pd, Qp, QueueOptions, Rights, Transport};
 use crate::fabric::{
     Access, EndReason, FabricError, FabricEvent, ListenerKey, QpKey, RemoteKey, SendRequest,
     Status, WrId,
@@ -74,19 +74,38 @@ pub(super) enum Work {
         token: u32,
         offset: u64,
     },
+    /// Lets the peer use a token that was given out.
+    Bind {
+        token: u32,
+    },
+}
+
+/// What the peer may reach by a token.
+pub(super) enum Registration {
+    /// A plain memory region: only we can end it.
+    Region(#[allow(dead_code)] Mr),
+    /// A memory window, which the peer can invalidate.
+    Window {
+        window: Mw,
+        /// The device said so.
+        is_bound: bool,
+    },
 }
 
 /// Work that the device has not got yet.
 pub(super) struct Waiting {
     pub(super) seq: u64,
-    pub(super) wr_id: WrId,
+    /// Whom to tell; none: work of the fabric itself.
+    pub(super) wr_id: Option<WrId>,
     pub(super) work: Work,
 }
 
 /// Work that the device has.
 pub(super) struct Posted {
     pub(super) seq: u64,
-    pub(super) wr_id: WrId,
+    pub(super) wr_id: Option<WrId>,
+    /// The token that is in force when it is done.
+    pub(super) binds: Option<u32>,
     pub(super) header: Option<u16>,
     pub(super) _kept: Kept,
 }
@@ -126,10 +145,11 @@ pub(super) struct Queues {
 /// A connection.
 pub(super) struct Conn {
     pub(super) key: u64,
+    /// What the peer may reach, by token. Declared before the queues: rxe does not let a queue pair
+    /// go that windows are bound to.
+    pub(super) registrations: HashMap<u32, Registration>,
     /// Declared before the identifier: goes first.
     pub(super) queues: Option<Queues>,
-    /// What the peer may reach, by token.
-    pub(super) registrations: HashMap<u32, Mr>,
     pub(super) id: CmId,
     pub(super) phase: Phase,
     pub(super) local: SocketAddr,
@@ -237,7 +257,7 @@ impl Conn {
         self.queues = Some(Queues {
             qp,
             headers,
-            memory: Memory::new(pd, config.chunk, config.register_each),
+            memory: Memory::new(pd, config.chunk, config.register_each, device.has_windows),
             device: Rc::new(device),
         });
         Ok(())
@@ -275,7 +295,7 @@ impl Conn {
         Some(queues.qp.options().recvs as usize)
     }
 
-    pub(super) fn push_work(&mut self, wr_id: WrId, work: Work) {
+    pub(super) fn push_work(&mut self, wr_id: Option<WrId>, work: Work) {
         let seq = self.seq();
         let is_read = matches!(work, Work::Read { .. });
         let waiting = Waiting { seq, wr_id, work };
@@ -294,14 +314,16 @@ impl Conn {
             && self.reads.is_empty()
     }
 
+    /// Makes a token for the peer. A window is bound before anything that is posted from now on.
     pub(super) fn register(
         &mut self,
+        now: Instant,
         config: &VerbsConfig,
         memory: &MemSlice,
         access: Access,
     ) -> Result<RemoteKey, FabricError> {
         self.check_posting()?;
-        let Some(queues) = &self.queues else {
+        let Some(queues) = &mut self.queues else {
             return Err(FabricError::WrongState("no device yet"));
         };
         if self.registrations.len() >= config.max_registrations {
@@ -314,16 +336,39 @@ impl Conn {
             local_write: access.remote_write,
             remote_read: access.remote_read,
             remote_write: access.remote_write,
+            bind: false,
         };
-        let pd = queues.memory.pd();
-        let mr = Mr::new(pd, memory.region(), memory.offset(), memory.len(), rights)
-            .map_err(|error| super::limits::explain(error, "register memory", memory.len()))?;
-        let key = RemoteKey {
-            token: mr.rkey(),
-            offset: mr.address(),
-        };
-        self.registrations.insert(key.token, mr);
-        Ok(key)
+        let explain = |error| super::limits::explain(error, "register memory", memory.len());
+        let (region, offset, len) = (memory.region(), memory.offset(), memory.len());
+        if !queues.device.has_windows {
+            let pd = queues.memory.pd();
+            let mr = Mr::new(pd, region, offset, len, rights).map_err(explain)?;
+            let (token, offset) = (mr.rkey(), mr.address());
+            self.registrations.insert(token, Registration::Region(mr));
+            return Ok(RemoteKey { token, offset });
+        }
+        let mr = queues.memory.whole(now, memory).map_err(explain)?;
+        let window = Mw::new(mr, offset, len, rights).map_err(explain)?;
+        let (token, offset) = (window.rkey(), window.address());
+        let is_bound = false;
+        self.registrations
+            .insert(token, Registration::Window { window, is_bound });
+        self.push_work(None, Work::Bind { token });
+        Ok(RemoteKey { token, offset })
+    }
+
+    /// Whether a token is given out, and the device may still be about to bind its window.
+    pub(super) fn is_being_bound(&self, token: u32) -> bool {
+        let is_posted = self.sends.iter().any(|posted| posted.binds == Some(token));
+        let registration = self.registrations.get(&token);
+        is_posted
+            && matches!(
+                registration,
+                Some(Registration::Window {
+                    is_bound: false,
+                    ..
+                })
+            )
     }
 
     /// Tells that the connection is up, once.
@@ -341,7 +386,7 @@ impl Conn {
 
     /// Tells everything that is left as flushed, in order. The device has to be through with it.
     pub(super) fn flush_all(&mut self, events: &mut Vec<FabricEvent>) {
-        let mut left: Vec<(u64, WrId)> = Vec::new();
+        let mut left: Vec<(u64, Option<WrId>)> = Vec::new();
         let posted = self.sends.drain(..).chain(self.reads.drain(..));
         left.extend(posted.map(|work| (work.seq, work.wr_id)));
         let waiting = self.waiting.drain(..).chain(self.reads_waiting.drain(..));
@@ -349,10 +394,8 @@ impl Conn {
         left.sort_unstable_by_key(|(seq, _)| *seq);
         let qp = self.qp_key();
         let status = Status::Flushed;
-        events.extend(
-            left.into_iter()
-                .map(|(_, wr_id)| FabricEvent::Done { qp, wr_id, status }),
-        );
+        let told = left.into_iter().filter_map(|(_, wr_id)| wr_id);
+        events.extend(told.map(|wr_id| FabricEvent::Done { qp, wr_id, status }));
         let recvs = self.recvs.drain(..).chain(self.recvs_waiting.drain(..));
         events.extend(recvs.map(|recv| FabricEvent::Recv {
             qp,
@@ -432,6 +475,7 @@ mod tests {
             max_ird: 16,
             max_ord: 16,
             send_with_invalidate: true,
+            has_windows: true,
             link_speed: None,
         }
     }

@@ -47,6 +47,8 @@ pub(super) struct Memory {
     pd: Pd,
     chunk: usize,
     register_each: bool,
+    /// What cached registrations allow.
+    local: Rights,
     /// By address of the region, which stays its own as long as it is held here.
     regions: HashMap<usize, RegionCache>,
     /// Bytes registered and cached.
@@ -54,11 +56,15 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(pd: Pd, chunk: usize, register_each: bool) -> Self {
+    pub(super) fn new(pd: Pd, chunk: usize, register_each: bool, has_windows: bool) -> Self {
         Self {
             pd,
             chunk,
             register_each,
+            local: Rights {
+                bind: has_windows,
+                ..LOCAL
+            },
             regions: HashMap::new(),
             bytes: 0,
         }
@@ -130,6 +136,19 @@ impl Memory {
         Ok(Kept::More(keep))
     }
 
+    /// One registration with all of a slice in it, to bind a window to.
+    pub(super) fn whole(&mut self, now: Instant, slice: &MemSlice) -> io::Result<Rc<Mr>> {
+        if self.register_each {
+            let region = slice.region();
+            let mr = Mr::new(&self.pd, region, slice.offset(), slice.len(), self.local)?;
+            return Ok(Rc::new(mr));
+        }
+        let grid = Grid::new(slice.region().len(), self.chunk);
+        let first = grid.index(slice.offset());
+        let count = grid.index(slice.offset() + slice.len() - 1) - first + 1;
+        self.chunk(now, slice.region(), &grid, first, count)
+    }
+
     fn chunk(
         &mut self,
         now: Instant,
@@ -148,7 +167,7 @@ impl Memory {
             return Ok(cached.mr.clone());
         }
         let range = grid.range(first, count);
-        let mr = Mr::new(&self.pd, region, range.start, range.len(), LOCAL)?;
+        let mr = Mr::new(&self.pd, region, range.start, range.len(), self.local)?;
         let mr = Rc::new(mr);
         self.bytes += mr.len();
         cache.chunks.insert(
@@ -186,6 +205,7 @@ const LOCAL: Rights = Rights {
     local_write: true,
     remote_read: false,
     remote_write: false,
+    bind: false,
 };
 
 fn outside() -> io::Error {

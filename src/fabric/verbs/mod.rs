@@ -82,9 +82,13 @@ pub struct VerbsFabric {
     dirty: Vec<u64>,
     /// Connections whose completion queue is looked at in each flush.
     hot: Vec<u64>,
+    /// What happened while a bind was waited for.
+    early: Vec<FabricEvent>,
     half_open: usize,
     /// RLIMIT_MEMLOCK was found to be enough.
     is_limit_checked: bool,
+    /// It was told that there are no devices.
+    is_missing_told: bool,
     /// Listeners look for devices and addresses then.
     rescan_at: Option<Instant>,
     /// Unused registrations are given back then.
@@ -110,22 +114,14 @@ impl VerbsFabric {
             tools: PostTools::default(),
             dirty: Vec::new(),
             hot: Vec::new(),
+            early: Vec::new(),
             half_open: 0,
             is_limit_checked: false,
+            is_missing_told: false,
             rescan_at: None,
             sweep_at: None,
             now: Instant::now(),
         })
-    }
-
-    /// Bytes of memory that are kept registered for connections, besides what work requests use
-    /// by themselves.
-    pub fn registered_bytes(&self) -> usize {
-        let conns = self.slots.iter().filter_map(|(_, entry)| match entry {
-            Entry::Conn(conn) => conn.queues.as_ref(),
-            _ => None,
-        });
-        conns.map(|queues| queues.memory.bytes()).sum()
     }
 
     /// rdma_cm, opened at its first use; or why there is none.
@@ -230,6 +226,27 @@ impl VerbsFabric {
         Ok(())
     }
 
+    /// A window cannot be given back while the device is about to bind it. That takes no time, but
+    /// the completion has to be looked for; and a device that does not bind in time loses the
+    /// connection, so that the peer cannot use the token later.
+    fn await_bind(&mut self, key: u64, token: u32) {
+        let give_up = Instant::now() + BIND_PATIENCE;
+        let mut events = std::mem::take(&mut self.early);
+        while let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
+            if !conn.is_being_bound(token) {
+                break;
+            }
+            let late = Instant::now() > give_up;
+            let reason = match conn.poll(&mut events) {
+                Ok(_) if !late => continue,
+                Ok(_) => EndReason::Transport("a memory window is not bound".to_owned()),
+                Err(reason) => reason,
+            };
+            self.end(key, reason, &mut events);
+        }
+        self.early = events;
+    }
+
     /// Gives registrations back that nobody has used for `idle`.
     fn give_back(&mut self, idle: Duration) {
         let now = self.now;
@@ -309,19 +326,29 @@ impl VerbsFabric {
     fn rescan(&mut self) {
         let mut listeners = 0;
         let channel = self.usable_channel();
-        let channel = channel.as_ref().map_err(String::as_str);
         let cm = self.cm.get();
         for (_, entry) in self.slots.iter_mut() {
             if let Entry::Listener(listener) = entry {
                 listeners += 1;
-                listener.scan(match (channel, cm) {
-                    (Ok(_), Some(cm)) => Ok(cm),
-                    (Err(why), _) => Err(why),
-                    (Ok(_), None) => Err("no rdma_cm"),
-                });
+                match (&channel, cm) {
+                    (Ok(()), Some(cm)) => listener.scan(cm),
+                    _ => listener.drop_endpoints(),
+                }
             }
         }
+        match channel {
+            Err(why) if listeners > 0 => self.tell_missing(&why),
+            Ok(()) => self.is_missing_told = false,
+            _ => {}
+        }
         self.rescan_at = (listeners > 0).then(|| self.now + self.config.rescan);
+    }
+
+    /// Says once that listeners have nothing to listen on.
+    fn tell_missing(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.is_missing_told, true) {
+            info!("verbs: {why}: listeners wait for a device");
+        }
     }
 
     /// Whether there are RDMA devices at all, and rdma_cm to use them.
@@ -373,7 +400,7 @@ impl Fabric for VerbsFabric {
                     let cm = self.cm.get().ok_or(FabricError::NoSuchKey)?;
                     match self.slots.get_mut(key) {
                         Some(Entry::Listener(listener)) if address.ip().is_unspecified() => {
-                            listener.scan(Ok(cm));
+                            listener.scan(cm);
                             Ok(address)
                         }
                         Some(Entry::Listener(listener)) => listener.open(cm),
@@ -389,11 +416,7 @@ impl Fabric for VerbsFabric {
                 }
             }
             // A device may come later; that there is none now is no error of the caller.
-            Err(why) => {
-                if let Some(Entry::Listener(listener)) = self.slots.get_mut(key) {
-                    listener.scan(Err(&why));
-                }
-            }
+            Err(why) => self.tell_missing(&why),
         }
         let rescan = self.now + self.config.rescan;
         self.rescan_at.get_or_insert(rescan);
@@ -518,7 +541,8 @@ impl Fabric for VerbsFabric {
         }
         check_len("send", request.payload.as_ref().map_or(0, MemSlice::len))?;
         let wr_id = request.wr_id;
-        self.posting(qp)?.push_work(wr_id, Work::Send(request));
+        self.posting(qp)?
+            .push_work(Some(wr_id), Work::Send(request));
         Ok(())
     }
 
@@ -536,7 +560,7 @@ impl Fabric for VerbsFabric {
             token,
             offset,
         };
-        self.posting(qp)?.push_work(wr_id, work);
+        self.posting(qp)?.push_work(Some(wr_id), work);
         Ok(())
     }
 
@@ -560,7 +584,7 @@ impl Fabric for VerbsFabric {
             token,
             offset,
         };
-        conn.push_work(wr_id, work);
+        conn.push_work(Some(wr_id), work);
         Ok(())
     }
 
@@ -573,24 +597,42 @@ impl Fabric for VerbsFabric {
         let Some(Entry::Conn(conn)) = self.slots.get_mut(qp.0) else {
             return Err(FabricError::NoSuchKey);
         };
-        conn.register(&self.config, &memory, access)
+        let key = conn.register(self.now, &self.config, &memory, access)?;
+        self.mark(qp.0, None);
+        Ok(key)
     }
 
     fn deregister(&mut self, qp: QpKey, token: u32) -> bool {
+        self.await_bind(qp.0, token);
         match self.conn(qp) {
             Ok(conn) => conn.registrations.remove(&token).is_some(),
             Err(_) => false,
         }
     }
 
-    /// Plain memory regions are what user space can register on every device, and InfiniBand lets
-    /// the peer invalidate memory windows and fast registrations only.
-    fn can_be_invalidated(&self, _qp: QpKey) -> bool {
-        false
+    /// Memory windows of type 2 can be. Plain memory regions, which is what user space has on other
+    /// devices, cannot: InfiniBand refuses, and libsiw does not tell that it was done.
+    fn can_be_invalidated(&self, qp: QpKey) -> bool {
+        match self.slots.get(qp.0) {
+            Some(Entry::Conn(conn)) => {
+                let queues = conn.queues.as_ref();
+                queues.is_some_and(|queues| queues.device.has_windows)
+            }
+            _ => false,
+        }
+    }
+
+    fn registered_bytes(&self) -> u64 {
+        let conns = self.slots.iter().filter_map(|(_, entry)| match entry {
+            Entry::Conn(conn) => conn.queues.as_ref(),
+            _ => None,
+        });
+        conns.map(|queues| queues.memory.bytes() as u64).sum()
     }
 
     fn flush(&mut self, now: Instant, events: &mut Vec<FabricEvent>) {
         self.now = now;
+        events.append(&mut self.early);
         self.run_dirty(events);
         self.run_hot(events);
     }
@@ -614,6 +656,7 @@ impl Fabric for VerbsFabric {
 
     fn handle_ready(&mut self, now: Instant, ready: Ready, events: &mut Vec<FabricEvent>) {
         self.now = now;
+        events.append(&mut self.early);
         if ready.key == CM_KEY {
             return self.take_cm_events(events);
         }
@@ -638,9 +681,7 @@ impl Fabric for VerbsFabric {
     }
 
     fn handle_timeout(&mut self, now: Instant, events: &mut Vec<FabricEvent>) {
-        self.now = now;
-        self.run_dirty(events);
-        self.run_hot(events);
+        self.flush(now, events);
         while let Some(key) = self.timers.pop(now) {
             match self.slots.get_mut(key) {
                 Some(Entry::Conn(conn)) => {
@@ -674,20 +715,11 @@ impl Fabric for VerbsFabric {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        if !self.dirty.is_empty() || !self.hot.is_empty() {
+        if !self.dirty.is_empty() || !self.hot.is_empty() || !self.early.is_empty() {
             return Some(self.now);
         }
         let times = [self.timers.next(), self.rescan_at, self.sweep_at];
         times.into_iter().flatten().min()
-    }
-}
-
-impl Drop for VerbsFabric {
-    fn drop(&mut self) {
-        let count = self.slots.iter().count();
-        if count > 0 {
-            info!("verbs: closed with {count} listeners and connections");
-        }
     }
 }
 
@@ -700,6 +732,9 @@ fn check_len(what: &str, len: usize) -> Result<(), FabricError> {
         "{what} of {len} bytes; at most 2 GiB"
     )))
 }
+
+/// How long a device may take to bind a memory window.
+const BIND_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What every transport carries (InfiniBand in a connect request: 92 less the 36 of rdma_cm).
 const MAX_PRIVATE_DATA: usize = 56;

@@ -1,10 +1,11 @@
 #![forbid(unsafe_code)]
 //! From what waits to the device: work requests in chains, one call for each queue and flush.
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Instant;
 
-use super::conn::{Conn, Phase, Posted, Queues, Recv, Waiting, Work, HEADER};
+use super::conn::{Conn, Phase, Posted, Queues, Recv, Registration, Waiting, Work, HEADER};
 use super::memory::{Kept, MAX_PIECES};
 use super::sys::{RecvBatch, Rights, SendBatch, SendOp, Sge, Transport};
 use crate::fabric::{EndReason, SendRequest};
@@ -114,9 +115,10 @@ impl Conn {
             let Some(waiting) = queue.pop_front() else {
                 break;
             };
-            match push(queues, now, tools, &waiting) {
-                Ok(posted) if is_read => self.reads.push_back(posted),
-                Ok(posted) => {
+            match push(queues, &self.registrations, now, tools, &waiting) {
+                Ok(None) => {}
+                Ok(Some(posted)) if is_read => self.reads.push_back(posted),
+                Ok(Some(posted)) => {
                     let index = tools.sends.len() - 1;
                     last_send = Some(index);
                     if index % SIGNAL_EVERY == SIGNAL_EVERY - 1 {
@@ -145,18 +147,30 @@ impl Conn {
 /// Adds one work request to the chain.
 fn push(
     queues: &mut Queues,
+    registrations: &HashMap<u32, Registration>,
     now: Instant,
     tools: &mut PostTools,
     waiting: &Waiting,
-) -> io::Result<Posted> {
+) -> io::Result<Option<Posted>> {
     let mut posted = Posted {
         seq: waiting.seq,
         wr_id: waiting.wr_id,
+        binds: None,
         header: None,
         _kept: Kept::None,
     };
     tools.pieces.clear();
     match &waiting.work {
+        Work::Bind { token } => match registrations.get(token) {
+            Some(Registration::Window { window, .. }) => {
+                tools
+                    .sends
+                    .push_bind(number(waiting.seq, kind::SEND), window);
+                posted.binds = Some(*token);
+            }
+            // Taken back before it was bound.
+            _ => return Ok(None),
+        },
         Work::Send(request) => push_send(queues, now, tools, request, &mut posted)?,
         Work::Write {
             memory,
@@ -202,7 +216,7 @@ fn push(
             tools.sends.signal(tools.sends.len() - 1);
         }
     }
-    Ok(posted)
+    Ok(Some(posted))
 }
 
 fn push_send(
@@ -264,6 +278,7 @@ const SINK: Rights = Rights {
     local_write: true,
     remote_read: false,
     remote_write: true,
+    bind: false,
 };
 
 impl Work {
@@ -271,6 +286,7 @@ impl Work {
         match self {
             Self::Send(request) => request.payload.as_ref().map_or(0, |memory| memory.len()),
             Self::Write { memory, .. } | Self::Read { memory, .. } => memory.len(),
+            Self::Bind { .. } => 0,
         }
     }
 }

@@ -31,6 +31,8 @@ pub(in crate::fabric::verbs) struct Device {
     pub(in crate::fabric::verbs) max_ord: u8,
     /// Sends can invalidate a token of the peer.
     pub(in crate::fabric::verbs) send_with_invalidate: bool,
+    /// Has memory windows of type 2, which the peer can invalidate.
+    pub(in crate::fabric::verbs) has_windows: bool,
     /// Bits per second.
     pub(in crate::fabric::verbs) link_speed: Option<u64>,
 }
@@ -85,6 +87,9 @@ impl Device {
             max_ird: depth(attr.max_qp_rd_atom),
             max_ord: depth(attr.max_qp_init_rd_atom),
             send_with_invalidate: attr.device_cap_flags & ffi::IBV_DEVICE_MEM_MGT_EXTENSIONS != 0,
+            has_windows: attr.device_cap_flags
+                & (ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2A | ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2B)
+                != 0,
             link_speed,
         }))
     }

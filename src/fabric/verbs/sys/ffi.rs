@@ -32,7 +32,9 @@ pub(super) struct ibv_device {
 #[repr(C)]
 pub(super) struct ibv_context_ops {
     _query: [*mut c_void; 7],
-    _memory_windows: [*mut c_void; 3],
+    pub(super) alloc_mw: Option<unsafe extern "C" fn(*mut ibv_pd, c_int) -> *mut ibv_mw>,
+    _bind_mw: *mut c_void,
+    pub(super) dealloc_mw: Option<unsafe extern "C" fn(*mut ibv_mw) -> c_int>,
     _create_cq: *mut c_void,
     pub(super) poll_cq: Option<unsafe extern "C" fn(*mut ibv_cq, c_int, *mut ibv_wc) -> c_int>,
     pub(super) req_notify_cq: Option<unsafe extern "C" fn(*mut ibv_cq, c_int) -> c_int>,
@@ -71,6 +73,27 @@ pub(super) struct ibv_mr {
     pub(super) handle: u32,
     pub(super) lkey: u32,
     pub(super) rkey: u32,
+}
+
+#[repr(C)]
+pub(super) struct ibv_mw {
+    pub(super) context: *mut ibv_context,
+    pub(super) pd: *mut ibv_pd,
+    pub(super) rkey: u32,
+    pub(super) handle: u32,
+    pub(super) type_: c_int,
+}
+
+/// The member bind_mw of a work request.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct wr_bind_mw {
+    pub(super) mw: *mut ibv_mw,
+    pub(super) rkey: u32,
+    pub(super) mr: *mut ibv_mr,
+    pub(super) addr: u64,
+    pub(super) length: u64,
+    pub(super) mw_access_flags: c_uint,
 }
 
 #[repr(C)]
@@ -160,8 +183,7 @@ pub(super) struct ibv_send_wr {
     pub(super) invalidate_rkey: u32,
     pub(super) wr: send_wr_wr,
     pub(super) remote_srqn: u32,
-    /// bind_mw or tso.
-    pub(super) tail: [u64; 6],
+    pub(super) bind_mw: wr_bind_mw,
 }
 
 #[repr(C)]
@@ -289,17 +311,23 @@ pub(super) struct rdma_cm_event {
 pub(super) const IBV_TRANSPORT_IB: c_int = 0;
 pub(super) const IBV_TRANSPORT_IWARP: c_int = 1;
 pub(super) const IBV_DEVICE_MEM_MGT_EXTENSIONS: c_uint = 1 << 21;
+pub(super) const IBV_DEVICE_MEM_WINDOW_TYPE_2A: c_uint = 1 << 23;
+pub(super) const IBV_DEVICE_MEM_WINDOW_TYPE_2B: c_uint = 1 << 24;
+pub(super) const IBV_MW_TYPE_2: c_int = 2;
 pub(super) const IBV_QPT_RC: c_int = 2;
 pub(super) const IBV_ACCESS_LOCAL_WRITE: c_int = 1;
 pub(super) const IBV_ACCESS_REMOTE_WRITE: c_int = 1 << 1;
 pub(super) const IBV_ACCESS_REMOTE_READ: c_int = 1 << 2;
+pub(super) const IBV_ACCESS_MW_BIND: c_int = 1 << 4;
 pub(super) const IBV_WR_RDMA_WRITE: c_int = 0;
 pub(super) const IBV_WR_SEND: c_int = 2;
 pub(super) const IBV_WR_RDMA_READ: c_int = 4;
+pub(super) const IBV_WR_BIND_MW: c_int = 8;
 pub(super) const IBV_WR_SEND_WITH_INV: c_int = 9;
 pub(super) const IBV_SEND_SIGNALED: c_uint = 1 << 1;
 pub(super) const IBV_SEND_INLINE: c_uint = 1 << 3;
 pub(super) const IBV_WC_WITH_INV: c_uint = 1 << 3;
+pub(super) const IBV_WC_IP_CSUM_OK: c_uint = 1 << 2;
 pub(super) const RDMA_PS_TCP: c_int = 0x0106;
 
 /// The two libraries.
@@ -391,9 +419,11 @@ mod tests {
             )* };
         }
         same!(size ibv_device ibv_context_ops ibv_mr ibv_comp_channel ibv_qp_cap ibv_qp_init_attr);
-        same!(size ibv_sge ibv_send_wr ibv_recv_wr ibv_wc ibv_device_attr rdma_conn_param);
+        same!(size ibv_mw ibv_sge ibv_send_wr ibv_recv_wr ibv_wc ibv_device_attr rdma_conn_param);
         same!(ibv_device node_type = "node_type" transport_type = "transport_type" name = "name"
             ibdev_path = "ibdev_path");
+        same!(ibv_mw rkey = "rkey" handle = "handle" type_ = "type");
+        same!(ibv_context_ops alloc_mw = "alloc_mw" dealloc_mw = "dealloc_mw");
         same!(ibv_context_ops poll_cq = "poll_cq" req_notify_cq = "req_notify_cq"
             post_send = "post_send" post_recv = "post_recv");
         same!(ibv_context device = "device" ops = "ops" async_fd = "async_fd"
@@ -406,8 +436,24 @@ mod tests {
             sq_sig_all = "sq_sig_all");
         same!(ibv_send_wr next = "next" sg_list = "sg_list" num_sge = "num_sge" opcode = "opcode"
             send_flags = "send_flags" invalidate_rkey = "invalidate_rkey" wr = "wr"
-            remote_srqn = "qp_type" tail = "bind_mw");
-        same!(wr_rdma);
+            remote_srqn = "qp_type" bind_mw = "bind_mw");
+        for (field, offset) in [
+            ("rkey", offset_of!(wr_bind_mw, rkey)),
+            ("bind_info.mr", offset_of!(wr_bind_mw, mr)),
+            ("bind_info.addr", offset_of!(wr_bind_mw, addr)),
+            ("bind_info.length", offset_of!(wr_bind_mw, length)),
+            (
+                "bind_info.mw_access_flags",
+                offset_of!(wr_bind_mw, mw_access_flags),
+            ),
+        ] {
+            writeln!(
+                c,
+                "_Static_assert(offsetof(struct ibv_send_wr, bind_mw.{field}) == {}, \"{field}\");",
+                offset_of!(ibv_send_wr, bind_mw) + offset
+            )
+            .unwrap();
+        }
         writeln!(
             c,
             "_Static_assert(offsetof(struct ibv_send_wr, wr.rdma.rkey) == {}, \"rkey\");",
@@ -437,10 +483,12 @@ mod tests {
             retry_count = "retry_count" rnr_retry_count = "rnr_retry_count" qp_num = "qp_num");
         same!(rdma_cm_event id = "id" listen_id = "listen_id" event = "event" status = "status"
             conn = "param.conn");
+        same!(value IBV_DEVICE_MEM_WINDOW_TYPE_2A IBV_DEVICE_MEM_WINDOW_TYPE_2B IBV_MW_TYPE_2
+            IBV_ACCESS_MW_BIND IBV_WR_BIND_MW);
         same!(value IBV_TRANSPORT_IB IBV_TRANSPORT_IWARP IBV_DEVICE_MEM_MGT_EXTENSIONS IBV_QPT_RC
             IBV_ACCESS_LOCAL_WRITE IBV_ACCESS_REMOTE_WRITE IBV_ACCESS_REMOTE_READ
             IBV_WR_RDMA_WRITE IBV_WR_SEND IBV_WR_RDMA_READ IBV_WR_SEND_WITH_INV
-            IBV_SEND_SIGNALED IBV_SEND_INLINE IBV_WC_WITH_INV RDMA_PS_TCP);
+            IBV_SEND_SIGNALED IBV_SEND_INLINE IBV_WC_WITH_INV IBV_WC_IP_CSUM_OK RDMA_PS_TCP);
         c
     }
 

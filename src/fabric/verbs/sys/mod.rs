@@ -15,6 +15,6 @@ mod queue;
 pub(super) use cm::{CmEvent, CmEventKind, CmId, ConnParams, EventChannel};
 pub(super) use device::{Device, Transport};
 pub(super) use queue::{
-    Completion, Mr, Outcome, Pd, Qp, QueueOptions, RecvBatch, Rights, SendBatch, SendOp, Sge,
+    Completion, Mr, Mw, Outcome, Pd, Qp, QueueOptions, RecvBatch, Rights, SendBatch, SendOp, Sge,
     POLL_BATCH,
 };

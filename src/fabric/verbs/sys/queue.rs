@@ -57,6 +57,20 @@ pub(in crate::fabric::verbs) struct Rights {
     pub(in crate::fabric::verbs) local_write: bool,
     pub(in crate::fabric::verbs) remote_read: bool,
     pub(in crate::fabric::verbs) remote_write: bool,
+    /// Memory windows may be bound to it.
+    pub(in crate::fabric::verbs) bind: bool,
+}
+
+impl Rights {
+    fn flags(self) -> c_int {
+        let flag = |is_on, flag| if is_on { flag } else { 0 };
+        flag(
+            self.local_write || self.remote_write,
+            ffi::IBV_ACCESS_LOCAL_WRITE,
+        ) | flag(self.remote_read, ffi::IBV_ACCESS_REMOTE_READ)
+            | flag(self.remote_write, ffi::IBV_ACCESS_REMOTE_WRITE)
+            | flag(self.bind, ffi::IBV_ACCESS_MW_BIND)
+    }
 }
 
 /// A registered piece of a region. The region stays mapped, and its pages pinned, until this is
@@ -90,16 +104,7 @@ impl Mr {
             };
             return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
         }
-        let mut access = 0;
-        if rights.local_write || rights.remote_write {
-            access |= ffi::IBV_ACCESS_LOCAL_WRITE;
-        }
-        if rights.remote_read {
-            access |= ffi::IBV_ACCESS_REMOTE_READ;
-        }
-        if rights.remote_write {
-            access |= ffi::IBV_ACCESS_REMOTE_WRITE;
-        }
+        let access = rights.flags();
         let address = region.address().wrapping_add(offset);
         // SAFETY: the piece is inside the mapping, which lives as long as this value. Nobody holds
         // references into a region, so the device may change it at any time.
@@ -151,6 +156,71 @@ impl Drop for Mr {
     fn drop(&mut self) {
         // SAFETY: ours, deregistered once. A work request that still names its key fails, no more.
         unsafe { (self.pd.id.functions().ibv_dereg_mr)(self.raw.as_ptr()) };
+    }
+}
+
+/// A memory window of type 2: a piece of registered memory that the peer reaches by a token of its
+/// own, from when it is bound (`SendBatch::push_bind`) until the peer invalidates it or this is
+/// dropped.
+pub(in crate::fabric::verbs) struct Mw {
+    raw: NonNull<ffi::ibv_mw>,
+    /// Outlives the window.
+    mr: Rc<Mr>,
+    address: u64,
+    len: usize,
+    rights: Rights,
+}
+
+impl Mw {
+    /// A window onto `len` bytes at `offset` of a region, inside a registration with the right to
+    /// bind.
+    pub(in crate::fabric::verbs) fn new(
+        mr: Rc<Mr>,
+        offset: usize,
+        len: usize,
+        rights: Rights,
+    ) -> io::Result<Self> {
+        let piece = mr.piece(offset, len).ok_or_else(no_device)?;
+        // SAFETY: the domain lives as long as the registration; a context has the operation or
+        // null.
+        let raw = unsafe {
+            let context = mr.pd.raw.as_ref().context;
+            let alloc = (*context).ops.alloc_mw;
+            alloc.map_or(ptr::null_mut(), |alloc| {
+                alloc(mr.pd.raw.as_ptr(), ffi::IBV_MW_TYPE_2)
+            })
+        };
+        Ok(Self {
+            raw: made(raw)?,
+            address: piece.0.addr,
+            len,
+            mr,
+            rights,
+        })
+    }
+
+    /// The token for the peer: the next one of the window (`ibv_inc_rkey`), which is bound once.
+    pub(in crate::fabric::verbs) fn rkey(&self) -> u32 {
+        // SAFETY: valid as long as `self`.
+        let rkey = unsafe { self.raw.as_ref().rkey };
+        (rkey & !0xff) | (rkey.wrapping_add(1) & 0xff)
+    }
+
+    /// The tagged offset for the peer.
+    pub(in crate::fabric::verbs) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Mw {
+    fn drop(&mut self) {
+        // SAFETY: ours, given back once; after the call nobody reaches memory by it.
+        unsafe {
+            let context = self.mr.pd.raw.as_ref().context;
+            if let Some(dealloc) = (*context).ops.dealloc_mw {
+                dealloc(self.raw.as_ptr());
+            }
+        }
     }
 }
 
@@ -378,6 +448,8 @@ impl Qp {
                 len: from.byte_len,
                 invalidated: (from.wc_flags & ffi::IBV_WC_WITH_INV != 0)
                     .then_some(from.invalidated_rkey),
+                maybe_invalidated: (from.wc_flags & ffi::IBV_WC_IP_CSUM_OK != 0)
+                    .then_some(from.invalidated_rkey),
             };
         }
         Ok(count.min(POLL_BATCH))
@@ -460,6 +532,9 @@ pub(in crate::fabric::verbs) struct Completion {
     pub(in crate::fabric::verbs) len: u32,
     /// The token that the peer has invalidated.
     pub(in crate::fabric::verbs) invalidated: Option<u32>,
+    /// The same, if that is a token: rxe hands the kernel's flags on, where another bit means it
+    /// (IB_WC_WITH_INVALIDATE is the user's IBV_WC_IP_CSUM_OK, which is not for connections).
+    pub(in crate::fabric::verbs) maybe_invalidated: Option<u32>,
 }
 
 impl Completion {
@@ -468,6 +543,7 @@ impl Completion {
         outcome: Outcome::Success,
         len: 0,
         invalidated: None,
+        maybe_invalidated: None,
     };
 }
 
@@ -549,6 +625,28 @@ impl SendBatch {
         self.add(wr_id, op, pieces.len(), 0);
     }
 
+    /// Adds one that binds a window. The window has to live until it is done.
+    pub(in crate::fabric::verbs) fn push_bind(&mut self, wr_id: u64, window: &Mw) {
+        self.add(wr_id, SendOp::Send, 0, ffi::IBV_SEND_SIGNALED);
+        if let Some(wr) = self.wrs.last_mut() {
+            wr.opcode = ffi::IBV_WR_BIND_MW;
+            let remote = Rights {
+                local_write: false,
+                bind: false,
+                ..window.rights
+            };
+            let flags = remote.flags() & !ffi::IBV_ACCESS_LOCAL_WRITE;
+            wr.bind_mw = ffi::wr_bind_mw {
+                mw: window.raw.as_ptr(),
+                rkey: window.rkey(),
+                mr: window.mr.raw.as_ptr(),
+                addr: window.address,
+                length: window.len as u64,
+                mw_access_flags: flags as c_uint,
+            };
+        }
+    }
+
     /// Adds one whose `len` bytes are copied: `fill` is given their place.
     pub(in crate::fabric::verbs) fn push_inline(
         &mut self,
@@ -599,7 +697,7 @@ impl SendBatch {
             invalidate_rkey,
             wr,
             remote_srqn: 0,
-            tail: [0; 6],
+            bind_mw: NO_WINDOW,
         });
     }
 
@@ -630,6 +728,15 @@ impl SendBatch {
         self.bytes.clear();
     }
 }
+
+const NO_WINDOW: ffi::wr_bind_mw = ffi::wr_bind_mw {
+    mw: ptr::null_mut(),
+    rkey: 0,
+    mr: ptr::null_mut(),
+    addr: 0,
+    length: 0,
+    mw_access_flags: 0,
+};
 
 /// Receives on their way to a queue.
 #[derive(Default)]
