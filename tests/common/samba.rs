@@ -184,6 +184,8 @@ pub(crate) struct Options<'a> {
     pub(crate) library: Option<&'a str>,
     /// Whether to start an engine before smbd.
     pub(crate) engine: bool,
+    /// What goes before smbd's command line; `@DIR@` stands for the private folder.
+    pub(crate) wrapper: &'a [&'a str],
 }
 
 impl Default for Options<'_> {
@@ -192,6 +194,7 @@ impl Default for Options<'_> {
             global: "",
             library: None,
             engine: true,
+            wrapper: &[],
         }
     }
 }
@@ -210,6 +213,7 @@ pub(crate) struct Server {
     pub(crate) smbd: Option<Process>,
     pub(crate) proxy: Option<Process>,
     smbd_pid: u32,
+    wrapper: Vec<String>,
     clients: AtomicU32,
 }
 
@@ -250,8 +254,12 @@ impl Server {
             smbd: None,
             proxy: None,
             smbd_pid: 0,
+            wrapper: Vec::new(),
             clients: AtomicU32::new(0),
         };
+        let place = server.dir.display().to_string();
+        let words = options.wrapper.iter();
+        server.wrapper = words.map(|it| it.replace("@DIR@", &place)).collect();
         server.write_configuration(options);
         let passwords = server.dir.join("private/smbpasswd");
         fs::write(&passwords, "").unwrap();
@@ -365,8 +373,17 @@ impl Server {
     }
 
     fn spawn_smbd(&mut self) {
+        let smbd = self.bin.join("smbd");
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(smbd),
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(smbd);
+                command
+            }
+        };
         let mut smbd = Process::start(
-            Command::new(self.bin.join("smbd"))
+            command
                 .arg("--foreground")
                 .arg("--no-process-group")
                 .arg("--configfile")
