@@ -332,3 +332,105 @@ fn nonsense_after_the_negotiation_ends_that_connection() {
         assert_eq!(got, b"\xfeSMB still here");
     }
 }
+
+/// A peer that is polled until its NEGOTIATE has left.
+fn raw_peer(address: std::net::SocketAddr) -> (Endpoint, smbdirect::peer::ConnectionId) {
+    let mut endpoint = Endpoint::new(Config::default()).unwrap();
+    let options = ConnectOptions {
+        peer: address,
+        crc: false,
+        mpa_revision: 2,
+        ird: 4,
+        ord: 4,
+        private_data: Vec::new(),
+        timeout: common::PATIENCE,
+    };
+    let id = endpoint.connect(&options).unwrap();
+    let start = std::time::Instant::now();
+    loop {
+        assert!(start.elapsed() < common::PATIENCE, "it does not connect");
+        let mut events = Vec::new();
+        endpoint.poll(Some(common::PATIENCE), &mut events).unwrap();
+        for event in events {
+            match event {
+                PeerEvent::Connected { .. } => {
+                    let request = negotiate(GUID, &[0x0300]);
+                    endpoint.send(id, &[&request], 1, None).unwrap();
+                }
+                PeerEvent::Sent { .. } => return (endpoint, id),
+                PeerEvent::Disconnected { reason, .. } => panic!("{reason}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// One never reads its socket, one reads and posts no receives again. The worker gets back-pressure
+/// instead of endless room, and the keepalive ends the connection: each PDU is told once, before
+/// the end.
+#[test]
+fn peers_that_take_nothing_lose_their_connection() {
+    let engine = EngineProcess::new("take-nothing");
+    let mut parent = open_at(&engine.socket, true);
+    let params = Params {
+        keepalive_interval_msec: 1000,
+        ..Params::default()
+    };
+    parent.set_params(&params).unwrap();
+    let address = common::listen(&mut parent);
+    let mut bystanders = Bystanders::new(&engine, address);
+    let mut worker = open_at(&engine.socket, false);
+    register(&mut worker, GUID);
+    let base = (engine.fds(), engine.areas());
+    for reads in [false, true] {
+        let (mut endpoint, id) = raw_peer(address);
+        if reads {
+            endpoint.set_receiving(id, false);
+        }
+        let connection = wait_for(&mut worker, EventKind::PduReceived).0.connection;
+        let pdu = vec![7; 200_000];
+        let mut queued = 0;
+        let refused = loop {
+            let send = smbdirect::client::SendPdu {
+                connection,
+                cookie: queued,
+                has_event: true,
+                invalidate: None,
+                length: pdu.len(),
+            };
+            match worker.queue_bytes(&send, &pdu) {
+                Ok(()) => queued += 1,
+                Err(error) => break error,
+            }
+            assert!(queued < 1000, "room without end");
+        };
+        assert_eq!(refused.errno(), libc::EAGAIN, "{refused}");
+        worker.submit().unwrap();
+        bystanders.check();
+        let start = std::time::Instant::now();
+        let mut sent = Vec::new();
+        let status = 'ended: loop {
+            while let Some((event, _)) = worker.next_event().unwrap() {
+                match event.kind {
+                    EventKind::PduSent => sent.push(event.cookie),
+                    EventKind::Disconnected => break 'ended event.status,
+                    _ => {}
+                }
+            }
+            assert!(start.elapsed() < common::PATIENCE, "reads {reads}: on");
+            if reads {
+                let wait = Some(std::time::Duration::from_millis(5));
+                endpoint.poll(wait, &mut Vec::new()).unwrap();
+            } else {
+                common::wait_readable(&worker);
+            }
+        };
+        assert_eq!(status, -libc::ETIMEDOUT, "reads {reads}");
+        sent.sort_unstable();
+        assert_eq!(sent, (0..queued).collect::<Vec<_>>(), "reads {reads}");
+        drop(endpoint);
+        bystanders.check();
+        until_status(&engine.socket, "rid of it", |s| s.connections.len() == 2);
+        engine.wait_for_no_more_than(base);
+    }
+}
