@@ -243,13 +243,7 @@ pub(crate) fn run_hostile(bytes: &[u8]) {
             7 => end.holds ^= true,
             8 => end.release(now),
             9 => now += Duration::from_millis(input.pick(&[1, 100, 5000, 120_000])),
-            10 => {
-                // Its own timer.
-                if let Some(at) = end.conn.next_timeout() {
-                    now = now.max(at);
-                    end.timeout(now);
-                }
-            }
+            10 => pass_timer(&mut end, &mut now),
             _ => match input.below(8) {
                 0 => {
                     is_closing = true;
@@ -270,14 +264,26 @@ pub(crate) fn run_hostile(bytes: &[u8]) {
         }
     }
     // Silence ends it.
-    for _ in 0..20 {
-        if let Some(at) = end.conn.next_timeout() {
-            now = now.max(at);
-            end.timeout(now);
-        }
+    for _ in 0..40 {
+        pass_timer(&mut end, &mut now);
     }
     assert!(
         end.conn.end_reason().is_some(),
         "a dead peer is not noticed"
+    );
+}
+
+/// Lets its next timer expire. It asks for a later one then, or for none: its caller would turn in
+/// circles otherwise.
+fn pass_timer(end: &mut End, now: &mut Instant) {
+    let Some(at) = end.conn.next_timeout() else {
+        return;
+    };
+    *now = at.max(*now);
+    end.timeout(*now);
+    let next = end.conn.next_timeout();
+    assert!(
+        next.is_none_or(|next| next > *now),
+        "a timer that never ends"
     );
 }

@@ -142,11 +142,17 @@ impl<B, M: Clone> Connection<B, M> {
         {
             return None;
         }
+        // Without a credit only the peer can help. The timer of kept ones, which probes have used up
+        // meanwhile, would expire again and again.
         match self.send_credits {
-            0 => return None,
+            0 => {
+                self.spare.rest();
+                return None;
+            }
             1 => {
                 grant = self.credits.grantable_with_last_credit();
                 if grant == 0 {
+                    self.spare.rest();
                     return None;
                 }
             }

@@ -658,6 +658,38 @@ fn request() -> NegotiateRequest {
     }
 }
 
+/// Found by fuzzing: a message waits because of kept credits, and then the answers to the peer's
+/// probes use these up. The timer of the kept ones had expired then and stayed, and whoever waits
+/// for the next timer turned in circles.
+#[test]
+fn a_timer_of_kept_credits_ends_with_them() {
+    let mut now = Instant::now();
+    let mut end = negotiated(&Params::default(), 10, now);
+    let grant = DataTransfer {
+        credits_granted: 40,
+        ..empty()
+    };
+    end.receive(now, Message::plain(grant.emit()));
+    end.send(now, pattern(100_000, 1));
+    let kept = end.conn.send_credits();
+    assert!(kept > 0 && end.conn.queued() > 0, "{kept} kept");
+    assert!(end.conn.next_timeout().expect("a timer") < now + SECOND);
+    let probe = DataTransfer {
+        flags: DataTransfer::RESPONSE_REQUESTED,
+        ..empty()
+    };
+    for _ in 0..kept {
+        end.receive(now, Message::plain(probe.emit()));
+    }
+    assert_eq!(end.conn.send_credits(), 0);
+    while let Some(at) = end.conn.next_timeout() {
+        assert!(at > now, "a timer that has expired");
+        now = at;
+        end.timeout(now);
+    }
+    assert!(end.ended.is_some(), "a silent peer ends it");
+}
+
 fn empty() -> DataTransfer {
     DataTransfer {
         credits_requested: 10,
