@@ -54,7 +54,8 @@ impl EngineProcess {
         engine
     }
 
-    fn path(name: &str) -> PathBuf {
+    /// Where the control socket of one with this name is.
+    pub(crate) fn path(name: &str) -> PathBuf {
         let name = format!("smbdirect-faults-{name}-{}", std::process::id());
         std::env::temp_dir().join(name)
     }
@@ -100,6 +101,11 @@ impl EngineProcess {
 
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Kills it with SIGKILL.
