@@ -1,10 +1,13 @@
 #!/bin/sh
-# Installs Debian packages that are missing: scripts/deps.sh COMMAND=PACKAGE...
+# Installs Debian packages that are missing: scripts/deps.sh COMMAND=PACKAGE... /FILE=PACKAGE...
 # As root with apt-get it installs them, otherwise it says what to install. Exit status 1: something
 # is still missing.
 missing=
 for pair; do
-    command -v "${pair%%=*}" >/dev/null 2>&1 || missing="$missing ${pair#*=}"
+    case $pair in
+    /*) [ -e "${pair%%=*}" ] ;;
+    *) command -v "${pair%%=*}" >/dev/null 2>&1 ;;
+    esac || missing="$missing ${pair#*=}"
 done
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then

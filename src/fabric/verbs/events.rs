@@ -131,7 +131,7 @@ impl VerbsFabric {
     }
 
     fn established(&mut self, key: u64, event: &CmEvent, events: &mut Vec<FabricEvent>) {
-        self.set_deadline(key, None);
+        self.is_set_up(key);
         let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
             return;
         };
@@ -148,9 +148,6 @@ impl VerbsFabric {
             Vec::new()
         };
         conn.establish(private_data, events);
-        if std::mem::take(&mut conn.is_half_open) {
-            self.half_open -= 1;
-        }
         self.mark(key, None);
     }
 

@@ -192,6 +192,10 @@ fn bind(id: &CmId, address: SocketAddr) -> Result<(), FabricError> {
         match error.raw_os_error() {
             // What the kernel says when no device has the address.
             Some(libc::ENODEV | libc::EADDRNOTAVAIL) => no_device(address),
+            Some(libc::EACCES) => FabricError::Os(
+                format!("{address}: ports below 1024 need CAP_NET_BIND_SERVICE"),
+                error,
+            ),
             _ => FabricError::Os(format!("rdma_bind_addr to {address}"), error),
         }
     })

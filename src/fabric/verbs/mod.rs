@@ -164,6 +164,16 @@ impl VerbsFabric {
         Ok(conn)
     }
 
+    /// A connection is up: its set-up has no deadline and no place any more.
+    fn is_set_up(&mut self, key: u64) {
+        self.set_deadline(key, None);
+        if let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
+            if std::mem::take(&mut conn.is_half_open) {
+                self.half_open -= 1;
+            }
+        }
+    }
+
     /// Has something done at the next flush: the end, if a reason is given.
     fn mark(&mut self, key: u64, end: Option<EndReason>) {
         let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
@@ -299,6 +309,7 @@ impl VerbsFabric {
         let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
             return false;
         };
+        let before = conn.phase;
         let mut found = conn.poll(events);
         if found == Ok(Found::Nothing) {
             // What comes before the queue is armed tells nothing, so a second look has to follow.
@@ -306,12 +317,18 @@ impl VerbsFabric {
         }
         let is_hot = found == Ok(Found::Some);
         conn.is_hot = is_hot;
-        let is_broken = conn.phase == Phase::Broken && conn.deadline.is_none();
+        let after = conn.phase;
         match found {
             Err(reason) => self.end(key, reason, events),
             Ok(_) => {
-                if is_broken {
-                    self.set_deadline(key, Some(self.now + self.config.close_timeout));
+                match (before, after) {
+                    // A message came before rdma_cm has told that the connection is up.
+                    (Phase::Accepting, Phase::Open) => self.is_set_up(key),
+                    (Phase::Broken, _) => {}
+                    (_, Phase::Broken) => {
+                        self.set_deadline(key, Some(self.now + self.config.close_timeout));
+                    }
+                    _ => {}
                 }
                 // Room in the queues, or the end of draining.
                 if is_hot {
@@ -448,12 +465,7 @@ impl Fabric for VerbsFabric {
         self.now = now;
         self.usable_channel().map_err(FabricError::Invalid)?;
         self.check_limit()?;
-        if options.private_data.len() > MAX_PRIVATE_DATA {
-            return Err(FabricError::Invalid(format!(
-                "private data of {} bytes; at most {MAX_PRIVATE_DATA}",
-                options.private_data.len()
-            )));
-        }
+        check_private_data(&options.private_data)?;
         let peer = options.peer;
         let failed = |error| FabricError::Os(format!("connect to {peer}"), error);
         let id = self
@@ -489,6 +501,7 @@ impl Fabric for VerbsFabric {
         options: &AcceptOptions,
     ) -> Result<(), FabricError> {
         self.now = now;
+        check_private_data(&options.private_data)?;
         let conn = self.conn(qp)?;
         if conn.phase != Phase::AwaitAccept || conn.end.is_some() {
             return Err(FabricError::WrongState("not a connect request (any more)"));
@@ -730,6 +743,16 @@ fn check_len(what: &str, len: usize) -> Result<(), FabricError> {
     }
     Err(FabricError::Invalid(format!(
         "{what} of {len} bytes; at most 2 GiB"
+    )))
+}
+
+fn check_private_data(data: &[u8]) -> Result<(), FabricError> {
+    if data.len() <= MAX_PRIVATE_DATA {
+        return Ok(());
+    }
+    Err(FabricError::Invalid(format!(
+        "private data of {} bytes; at most {MAX_PRIVATE_DATA}",
+        data.len()
     )))
 }
 
