@@ -55,7 +55,7 @@ pub(crate) use helper::Args as HelperArgs;
     smbdirect bench --load --connections 1000 --seconds 600\n  \
     SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n  \
     smbdirect bench --smb //127.0.0.1/data --user me --password-file pw --protection \\\n    \
-    --cpu-of $(pidof -s smbdirect) --cpu-of $(pidof -s smbd)\n\n\
+    --cpu-of $(pgrep -ox smbdirect) --cpu-of $(pgrep -ox smbd)\n\n\
     Exit status: 0 measured (whatever the figures), 1 failure, 2 wrong usage.")]
 pub(crate) struct Args {
     /// Measure only this, may be given several times: bulk, small, scale
