@@ -6,15 +6,16 @@
 //! the memory. So the library sees every object destroyed once, after all that use it. None of the
 //! types leaves its thread.
 
+mod batch;
 mod cm;
 mod device;
 mod ffi;
 mod library;
+mod memory;
 mod queue;
 
+pub(super) use batch::{RecvBatch, SendBatch, SendOp};
 pub(super) use cm::{CmEvent, CmEventKind, CmId, ConnParams, EventChannel};
 pub(super) use device::{Device, Transport};
-pub(super) use queue::{
-    Completion, Mr, Mw, Outcome, Pd, Qp, QueueOptions, RecvBatch, Rights, SendBatch, SendOp, Sge,
-    POLL_BATCH,
-};
+pub(super) use memory::{Mr, Mw, Pd, Rights, Sge};
+pub(super) use queue::{Completion, Outcome, Qp, QueueOptions, POLL_BATCH};

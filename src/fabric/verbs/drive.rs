@@ -1,0 +1,175 @@
+#![forbid(unsafe_code)]
+//! What a flush does, and what time does: posting, looking at completion queues, giving memory back,
+//! following the host's addresses.
+
+use std::time::{Duration, Instant};
+
+use log::info;
+
+use super::complete::Found;
+use super::conn::Phase;
+use super::post::PostError;
+use super::{has_devices, limits, Entry, VerbsFabric, BIND_PATIENCE};
+use crate::fabric::{EndReason, FabricEvent};
+
+impl VerbsFabric {
+    /// Posts what a connection has waiting. When memory cannot be registered, all that is not in
+    /// use is given back first.
+    pub(super) fn post(&mut self, key: u64) -> Result<(), EndReason> {
+        for is_last in [false, true] {
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                return Ok(());
+            };
+            match conn.post(self.now, &mut self.tools) {
+                Ok(()) => return Ok(()),
+                Err(PostError::End(reason)) => return Err(reason),
+                Err(PostError::Memory(error, bytes)) if is_last => {
+                    let text = limits::explain(error, "register memory", bytes).to_string();
+                    return Err(EndReason::Transport(text));
+                }
+                Err(PostError::Memory(..)) => self.give_back(Duration::ZERO),
+            }
+        }
+        Ok(())
+    }
+
+    /// A window cannot be given back while the device is about to bind it. That takes no time, but
+    /// the completion has to be looked for; and a device that does not bind in time loses the
+    /// connection, so that the peer cannot use the token later.
+    pub(super) fn await_bind(&mut self, key: u64, token: u32) {
+        let give_up = Instant::now() + BIND_PATIENCE;
+        let mut events = std::mem::take(&mut self.early);
+        while let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
+            if !conn.is_being_bound(token) {
+                break;
+            }
+            let late = Instant::now() > give_up;
+            let reason = match conn.poll(&mut events) {
+                Ok(_) if !late => continue,
+                Ok(_) => EndReason::Transport("a memory window is not bound".to_owned()),
+                Err(reason) => reason,
+            };
+            self.end(key, reason, &mut events);
+        }
+        self.early = events;
+    }
+
+    /// Gives registrations back that nobody has used for `idle`.
+    pub(super) fn give_back(&mut self, idle: Duration) {
+        let now = self.now;
+        for (_, entry) in self.slots.iter_mut() {
+            if let Entry::Conn(conn) = entry {
+                if let Some(queues) = &mut conn.queues {
+                    queues.memory.give_back(now, idle);
+                }
+            }
+        }
+    }
+
+    pub(super) fn run_dirty(&mut self, events: &mut Vec<FabricEvent>) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                continue;
+            };
+            conn.is_dirty = false;
+            if conn.end.is_some() {
+                self.end(key, EndReason::Local, events);
+                continue;
+            }
+            if let Err(reason) = self.post(key) {
+                self.end(key, reason, events);
+                continue;
+            }
+            let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+                continue;
+            };
+            if conn.phase == Phase::Draining && conn.is_drained() {
+                self.end(key, EndReason::Local, events);
+            }
+        }
+        // Keeps its storage, unless something was marked meanwhile.
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
+    }
+
+    /// Looks at busy completion queues, one batch each.
+    pub(super) fn run_hot(&mut self, events: &mut Vec<FabricEvent>) {
+        let mut hot = std::mem::take(&mut self.hot);
+        hot.retain(|&key| self.look(key, events));
+        hot.append(&mut self.hot);
+        self.hot = hot;
+    }
+
+    /// One look at a completion queue. True: look again in the next flush.
+    pub(super) fn look(&mut self, key: u64, events: &mut Vec<FabricEvent>) -> bool {
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+            return false;
+        };
+        let before = conn.phase;
+        let mut found = conn.poll(events);
+        if found == Ok(Found::Nothing) {
+            // What comes before the queue is armed tells nothing, so a second look has to follow.
+            found = conn.arm().and_then(|()| conn.poll(events));
+        }
+        let is_hot = found == Ok(Found::Some);
+        conn.is_hot = is_hot;
+        let after = conn.phase;
+        match found {
+            Err(reason) => self.end(key, reason, events),
+            Ok(_) => {
+                match (before, after) {
+                    // A message came before rdma_cm has told that the connection is up.
+                    (Phase::Accepting, Phase::Open) => self.is_set_up(key),
+                    (Phase::Broken, _) => {}
+                    (_, Phase::Broken) => {
+                        self.set_deadline(key, Some(self.now + self.config.close_timeout));
+                    }
+                    _ => {}
+                }
+                // Room in the queues, or the end of draining.
+                if is_hot {
+                    self.mark(key, None);
+                }
+            }
+        }
+        is_hot
+    }
+
+    /// Listeners follow the addresses of the host.
+    pub(super) fn rescan(&mut self) {
+        let mut listeners = 0;
+        let channel = self.usable_channel();
+        let cm = self.cm.get();
+        for (_, entry) in self.slots.iter_mut() {
+            if let Entry::Listener(listener) = entry {
+                listeners += 1;
+                match (&channel, cm) {
+                    (Ok(()), Some(cm)) => listener.scan(cm),
+                    _ => listener.drop_endpoints(),
+                }
+            }
+        }
+        match channel {
+            Err(why) if listeners > 0 => self.tell_missing(&why),
+            Ok(()) => self.is_missing_told = false,
+            _ => {}
+        }
+        self.rescan_at = (listeners > 0).then(|| self.now + self.config.rescan);
+    }
+
+    /// Says once that listeners have nothing to listen on.
+    pub(super) fn tell_missing(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.is_missing_told, true) {
+            info!("verbs: {why}: listeners wait for a device");
+        }
+    }
+
+    /// Whether there are RDMA devices at all, and rdma_cm to use them.
+    pub(super) fn usable_channel(&self) -> Result<(), String> {
+        if !has_devices() {
+            return Err("this machine has no RDMA devices".into());
+        }
+        self.channel().map(|_| ())
+    }
+}
