@@ -36,6 +36,7 @@ mod rights;
 mod routing;
 mod shares;
 mod status;
+mod stop;
 mod submit;
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use log::{debug, info};
+use log::debug;
 use slab::Slab;
 
 use self::clients::Clients;
@@ -245,6 +246,8 @@ pub struct Engine {
     timers: BTreeSet<(Instant, usize)>,
     /// Processes are not accepted until then: the system had no descriptor for one.
     accept_rests: Option<Instant>,
+    /// The engine has been told to stop, and goes by then.
+    stopping: Option<Instant>,
     unowned: Unowned,
     memory: MemoryWatch,
     next_serial: u64,
@@ -297,6 +300,7 @@ impl Engine {
             active: Vec::new(),
             timers: BTreeSet::new(),
             accept_rests: None,
+            stopping: None,
             unowned: Unowned::default(),
             memory: MemoryWatch::default(),
             next_serial: 1,
@@ -321,7 +325,8 @@ impl Engine {
     }
 
     /// Runs until `stop` becomes readable (or its other end is closed), or until a basic call of
-    /// the operating system fails. Then all connections end.
+    /// the operating system fails. Then all connections end; in the first case the engine takes up
+    /// to three seconds until peers have come to rest.
     pub fn run(mut self, stop: Option<OwnedFd>) -> Result<(), EngineError> {
         if let Some(stop) = &stop {
             self.poller
@@ -340,14 +345,16 @@ impl Engine {
             now = Instant::now();
             for &one in &ready {
                 let (tag, key) = Poller::split(one.key);
-                if tag == tag::STOP {
-                    info!("stopping: {} connections", self.conns.len());
-                    self.stop(now);
-                    return Ok(());
+                match &stop {
+                    Some(stop) if tag == tag::STOP => self.begin_stop(now, stop),
+                    _ => self.dispatch(now, tag, Ready { key, ..one }),
                 }
-                self.dispatch(now, tag, Ready { key, ..one });
             }
             self.turn(now, !ready.is_empty());
+            if self.is_stopped(now) {
+                self.stop(now);
+                return Ok(());
+            }
         }
     }
 
@@ -360,7 +367,8 @@ impl Engine {
         let timers = self.timers.first().map(|&(at, _)| at);
         let fabrics = self.fabrics.iter();
         let fabrics = fabrics.filter_map(|fabric| fabric.next_timeout());
-        let next = fabrics.chain(timers).chain(self.accept_rests).min();
+        let next = fabrics.chain(timers).chain(self.accept_rests);
+        let next = next.chain(self.stopping).min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
@@ -648,28 +656,5 @@ impl Engine {
                 self.remove_client(now, key, &error);
             }
         }
-    }
-
-    /// Ends all connections in good order, as far as that goes without waiting for peers.
-    fn stop(&mut self, now: Instant) {
-        for listener in self.listeners.drain(..) {
-            self.fabrics[listener.fabric].close_listener(listener.key);
-        }
-        let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.latch_end(-libc::ENETDOWN, "the engine stops");
-                conn.machine.close(now);
-            }
-            self.pump(now, key);
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.disconnect(&mut *self.fabrics[conn.fabric], now, Duration::ZERO);
-            }
-        }
-        for index in 0..self.fabrics.len() {
-            self.fabrics[index].flush(now, &mut self.events);
-            self.take_events(now, index);
-        }
-        self.publish(now);
     }
 }

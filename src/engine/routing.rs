@@ -284,6 +284,9 @@ impl Engine {
     /// A phase took too long.
     pub(super) fn deadline_passed(&mut self, now: Instant, key: usize) {
         let conn = &mut self.conns[key];
+        if conn.try_settled(&mut *self.fabrics[conn.fabric], now) {
+            return self.touch(key);
+        }
         let text = match conn.phase {
             Phase::Routing => "no NEGOTIATE in time",
             Phase::AwaitingSession => "no SESSION_SETUP in time",

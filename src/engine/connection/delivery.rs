@@ -50,6 +50,7 @@ impl Conn {
         status: Status,
     ) {
         let buffer = wr_id.0 as u32;
+        self.heard(now);
         let Some(recv) = self.recvs.get(buffer as usize) else {
             return;
         };

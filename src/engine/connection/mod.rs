@@ -2,6 +2,7 @@
 //! memory that both use.
 
 mod delivery;
+mod settle;
 mod work;
 
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use log::{info, warn};
 use slab::Slab;
 
 use self::delivery::{Piece, Private, Recv};
+use self::settle::Settling;
 use self::work::{Message, RdmaOp, Work, Wr};
 use super::clients::Clients;
 use super::handle::HandleId;
@@ -136,6 +138,7 @@ pub(super) struct Conn {
     /// The owner has got the first fragments of a PDU and not its last.
     half_delivered: bool,
     disconnecting: bool,
+    settling: Option<Settling>,
     receive_credit_max: u16,
 }
 
@@ -189,6 +192,7 @@ impl Conn {
             assembly: Vec::new(),
             half_delivered: false,
             disconnecting: false,
+            settling: None,
             receive_credit_max: params.receive_credit_max,
         })
     }
@@ -300,7 +304,11 @@ impl Conn {
                     Output::Negotiated(_) => self.phase = Phase::Routing,
                     Output::Disconnect { reason, drain } => {
                         self.latch_end(errno_of_proto(&reason), reason.to_string());
-                        self.disconnect(fabric, now, if drain { LINGER } else { Duration::ZERO });
+                        match drain {
+                            false => self.disconnect(fabric, now, Duration::ZERO),
+                            true if self.machine.negotiated().is_some() => self.settle(now),
+                            true => self.disconnect(fabric, now, LINGER),
+                        }
                     }
                 }
             }
