@@ -81,6 +81,22 @@ static void test_refusals(struct pair *pair,
 		 -ENOENT);
 }
 
+/* Sends a PDU whose end is not told. */
+static void send_quietly(struct smbd_handle *handle,
+			 uint64_t connection,
+			 const char *text)
+{
+	struct iovec iov = {.iov_base = (void *)text,
+			    .iov_len = strlen(text)};
+	struct smbd_pdu pdu = {.size = sizeof(pdu),
+			       .flags = SMBD_PDU_NO_EVENT,
+			       .connection = connection,
+			       .iov = &iov,
+			       .iov_count = 1};
+
+	CHECK_EQ(smbd_send_pdus(handle, &pdu, 1), 1);
+}
+
 int main(void)
 {
 	struct pair pair = connect_pair();
@@ -154,6 +170,31 @@ int main(void)
 		 -ENOENT);
 	CHECK_OK(smbd_deregister_buffer(pair.client, pair.at_client,
 					descriptors[1].token));
+
+	CHECK_OK(smbd_register_buffer(pair.client, pair.at_client, theirs,
+				      SMBD_ACCESS_REMOTE_WRITE, descriptors));
+
+	/* A lazy one comes with the next event. */
+	op = make_op(&pair, SMBD_RDMA_WRITE | SMBD_RDMA_LAZY, &ours[1], 1,
+		     descriptors, 1);
+	op.cookie = 77;
+	CHECK_EQ(smbd_rdma_read_write(pair.server, &op, 1), 1);
+	send_quietly(pair.server, pair.at_server, "response");
+	EXPECT_PDU(pair.client, buffer, sizeof(buffer));
+	CHECK_EQ(send_bytes(pair.client, pair.at_client, 1, "request", 7), 1);
+	event = EXPECT(pair.server, SMBD_EVENT_RDMA_WRITE_COMPLETE);
+	CHECK_EQ(event.cookie, 77);
+	EXPECT_PDU(pair.server, buffer, sizeof(buffer));
+	EXPECT(pair.client, SMBD_EVENT_PDU_SENT);
+
+	/* Or at once, for somebody who has to wait for it. */
+	CHECK_EQ(smbd_rdma_read_write(pair.server, &op, 1), 1);
+	CHECK_OK(smbd_set_lazy(pair.server, 0));
+	event = EXPECT(pair.server, SMBD_EVENT_RDMA_WRITE_COMPLETE);
+	CHECK_EQ(event.cookie, 77);
+	CHECK_OK(smbd_set_lazy(pair.server, 1));
+	CHECK_OK(smbd_deregister_buffer(pair.client, pair.at_client,
+					descriptors[0].token));
 
 	/* Reaching for memory that is not offered any more ends the
 	 * connection, and nothing is written. */

@@ -187,6 +187,15 @@
 #define SMBD_RDMA_NO_EVENT 8
 
 /**
+ * smbd_rdma_op.flags: the event of this operation's success does not make
+ * the file descriptor of smbd_get_fd readable; it comes with the next event
+ * that does. For RDMA WRITEs before a response: all that their end means is
+ * that memory is free again. Failures, and events without this flag, are
+ * told as always. See smbd_set_lazy for a process that waits for the memory.
+ */
+#define SMBD_RDMA_LAZY 16
+
+/**
  * smbd_register_buffer access: the peer may read it.
  */
 #define SMBD_ACCESS_REMOTE_READ 1
@@ -1183,6 +1192,18 @@ int smbd_send_pdus(struct smbd_handle *handle,
 int smbd_rdma_read_write(struct smbd_handle *handle,
                          const struct smbd_rdma_op *ops,
                          uint32_t count);
+
+/**
+ * Tells whether SMBD_RDMA_LAZY holds, as it does at first. A process that has to wait for RDMA
+ * buffers which such operations still use turns it off meanwhile: from then on they are told as if
+ * they had no such flag, also those that were started before. No system call, unless one of them
+ * has completed already.
+ *
+ * Parameters: handle; lazy: 1, or 0.
+ * Returns: 0; -ENOTCONN: the engine is gone. The setting outlives smbd_reconnect.
+ */
+int smbd_set_lazy(struct smbd_handle *handle,
+                  int lazy);
 
 /**
  * Lets the peer of one connection read or write a piece of the RDMA buffers ([MS-SMBD] 3.1.4.3).

@@ -115,6 +115,7 @@ fn a_pdu_each_way_and_rdma() {
         connection: passive,
         cookie: 10,
         has_event: true,
+        is_lazy: false,
         is_read: false,
         invalidate_next: false,
         segments: &[Segment {
@@ -154,7 +155,20 @@ fn a_pdu_each_way_and_rdma() {
         libc::ENOENT
     );
 
+    // A connection that is closed lets what is under way come to its end first.
+    let last = RdmaOp {
+        cookie: 12,
+        descriptors: &descriptors[1..],
+        segments: &[Segment {
+            offset: rdma,
+            length: 200_000,
+        }],
+        ..back
+    };
+    worker.queue_rdma(&last).unwrap();
     worker.disconnect(passive).unwrap();
+    let done = wait_for(&mut worker, EventKind::RdmaReadComplete).0;
+    assert_eq!((done.cookie, done.status, done.length), (12, 0, 200_000));
     assert_eq!(wait_for(&mut worker, EventKind::Disconnected).0.status, 0);
     let end = wait_for(&mut client, EventKind::Disconnected).0;
     assert_eq!((end.connection, end.status), (active, -libc::ECONNRESET));

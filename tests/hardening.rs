@@ -194,6 +194,7 @@ fn rdma(client: &mut Handle, active: u64, worker: &mut Handle, passive: u64) {
             cookie: cookie as u64,
             is_read,
             has_event: true,
+            is_lazy: false,
             invalidate_next: false,
             segments: &segments,
             descriptors: &[key],

@@ -108,6 +108,7 @@ fn start_operations(handle: &mut Handle, is_read: bool) -> u64 {
             connection: event.connection,
             cookie,
             has_event: true,
+            is_lazy: false,
             is_read,
             invalidate_next: false,
             segments: &[here],

@@ -151,6 +151,7 @@ fn run(engine: &TestEngine, server: SocketAddr, crc: bool, capture: impl FnOnce(
         connection: passive,
         cookie: 3,
         has_event: true,
+        is_lazy: false,
         is_read: false,
         invalidate_next: false,
         segments: &[target],

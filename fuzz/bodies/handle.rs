@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::net::SendFlags;
 use smbdirect::ipc::{Caller, OpenRequest, Reply, Request, SessionSpec};
-use smbdirect::ring::{ClientSide, CqKind, Descriptor, Part, Segment, SqEntry, SqOp, ABI};
+use smbdirect::ring::{ClientSide, CqKind, Descriptor, Part, RingFor, Segment, SqEntry, SqOp, ABI};
 
 use super::input::Input;
 use super::lab::{connect_spec, negotiate, small_area, Bystanders, Lab, PATIENCE};
@@ -189,7 +189,11 @@ impl Liar {
                 }
             }
             12 => {
-                let _ = self.ring.arm();
+                let ring_for = match input.flag() {
+                    true => RingFor::All,
+                    false => RingFor::Urgent,
+                };
+                let _ = self.ring.arm(ring_for);
             }
             _ => self.ask(input),
         }

@@ -208,7 +208,11 @@ pub(super) unsafe fn queue_pdu(handle: &mut Handle, pdu: &smbd_pdu) -> Result<()
 ///
 /// The arrays are null or have the lengths that are told.
 pub(super) unsafe fn queue_rdma(handle: &mut Handle, op: &smbd_rdma_op) -> Result<(), ClientError> {
-    let known = SMBD_RDMA_READ | SMBD_RDMA_WRITE | SMBD_RDMA_REMOTE_INVALIDATE | SMBD_RDMA_NO_EVENT;
+    let known = SMBD_RDMA_READ
+        | SMBD_RDMA_WRITE
+        | SMBD_RDMA_REMOTE_INVALIDATE
+        | SMBD_RDMA_NO_EVENT
+        | SMBD_RDMA_LAZY;
     check_flags(op.flags, known)?;
     let has = |flag| op.flags & flag != 0;
     if has(SMBD_RDMA_READ) == has(SMBD_RDMA_WRITE) {
@@ -241,6 +245,7 @@ pub(super) unsafe fn queue_rdma(handle: &mut Handle, op: &smbd_rdma_op) -> Resul
         connection: op.connection,
         cookie: op.cookie,
         has_event: !has(SMBD_RDMA_NO_EVENT),
+        is_lazy: has(SMBD_RDMA_LAZY),
         is_read: has(SMBD_RDMA_READ),
         invalidate_next: has(SMBD_RDMA_REMOTE_INVALIDATE),
         segments: &segments,

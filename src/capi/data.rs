@@ -132,6 +132,19 @@ pub unsafe extern "C" fn smbd_rdma_read_write(
     unsafe { with_handle(handle, call) }
 }
 
+/// Tells whether SMBD_RDMA_LAZY holds, as it does at first. A process that has to wait for RDMA
+/// buffers which such operations still use turns it off meanwhile: from then on they are told as if
+/// they had no such flag, also those that were started before. No system call, unless one of them
+/// has completed already.
+///
+/// Parameters: handle; lazy: 1, or 0.
+/// Returns: 0; -ENOTCONN: the engine is gone. The setting outlives smbd_reconnect.
+#[no_mangle]
+pub unsafe extern "C" fn smbd_set_lazy(handle: *mut smbd_handle, lazy: c_int) -> c_int {
+    // SAFETY: the caller gives a handle that is not closed and not in use.
+    unsafe { with_handle(handle, |handle| handle.set_lazy(lazy != 0).map(|()| 0)) }
+}
+
 /// Lets the peer of one connection read or write a piece of the RDMA buffers ([MS-SMBD] 3.1.4.3).
 /// A client needs it.
 ///

@@ -281,6 +281,12 @@ pub const SMBD_RDMA_REMOTE_INVALIDATE: u32 = 0x4;
 /// fails. The local memory must stay untouched until a later PDU_SENT event
 /// of the same connection.
 pub const SMBD_RDMA_NO_EVENT: u32 = 0x8;
+/// smbd_rdma_op.flags: the event of this operation's success does not make
+/// the file descriptor of smbd_get_fd readable; it comes with the next event
+/// that does. For RDMA WRITEs before a response: all that their end means is
+/// that memory is free again. Failures, and events without this flag, are
+/// told as always. See smbd_set_lazy for a process that waits for the memory.
+pub const SMBD_RDMA_LAZY: u32 = 0x10;
 
 /// Memory of a peer, or of ours offered to a peer ([MS-SMBD] 2.2.3.1), in
 /// host byte order.

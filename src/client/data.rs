@@ -33,6 +33,8 @@ pub struct RdmaOp<'a> {
     pub cookie: u64,
     /// Whether success is told by an event.
     pub has_event: bool,
+    /// The event of its success may wait for another one.
+    pub is_lazy: bool,
     /// From the peer to us; else from us to the peer.
     pub is_read: bool,
     /// The next PDU invalidates the first descriptor's token.
@@ -67,6 +69,9 @@ impl Handle {
         }
         let mut entry = SqEntry::new(SqOp::SendPdu, pdu.connection, pdu.cookie);
         entry.length = length;
+        if !pdu.has_event {
+            entry.flags |= flags::LAZY;
+        }
         self.queue(entry, pdu.has_event, fill, |entry, connection| {
             let next = connection.next_invalidate.take();
             if let Some(token) = pdu.invalidate.or(next) {
@@ -99,6 +104,9 @@ impl Handle {
         entry.descriptors = descriptors;
         // At most 66,560 * 16 bytes.
         entry.length = (segments + descriptors) * 16;
+        if op.is_lazy || !op.has_event {
+            entry.flags |= flags::LAZY;
+        }
         let mut fill = |to: &MemSlice| {
             let segments = op.segments.iter().map(Segment::encode);
             let records = segments.chain(op.descriptors.iter().map(Descriptor::encode));
@@ -149,6 +157,7 @@ impl Handle {
         let wanted = self.link.room_wanted.get_or_insert(0);
         *wanted = (*wanted).max(pages);
         self.statistics.back_pressure += 1;
+        self.hurry();
         ClientError::new(
             libc::EAGAIN,
             "no room for another operation: wait for SMBD_EVENT_WRITABLE",

@@ -14,7 +14,7 @@ use super::connection::{Connection, Pdu, PduBytes};
 use super::error::ClientError;
 use super::handle::Handle;
 use super::operations::Outcome;
-use crate::ring::{flags, CqEntry, CqKind, RingError, SqOp};
+use crate::ring::{flags, CqEntry, CqKind, RingError, RingFor, SqOp};
 use crate::sys::Cleared;
 
 /// What happened.
@@ -412,16 +412,47 @@ impl Handle {
     fn try_arm(&mut self, taken: usize) -> Result<bool, RingError> {
         // Armed and not rung since: the events found came without a ring, and none is to be taken
         // back. Without any event the bell is looked at all the same: a ring may have come late.
-        if taken > 0 && self.link.ring.is_armed()? {
+        let ring_for = self.waits_for();
+        if taken > 0 && self.link.ring.armed_for()? == Some(ring_for) {
             return Ok(false);
         }
-        let (cleared, has_more) = self.link.ring.arm()?;
+        let (cleared, has_more) = self.link.ring.arm(ring_for)?;
         self.statistics.syscalls += 1;
         if cleared == Cleared::Closed {
             self.on_engine_lost("it has closed its end");
             return Ok(true);
         }
         Ok(has_more)
+    }
+
+    /// What the process is to be woken for: lazy completions only if room hangs on them.
+    fn waits_for(&self) -> RingFor {
+        match self.is_lazy && self.link.room_wanted.is_none() {
+            true => RingFor::Urgent,
+            false => RingFor::All,
+        }
+    }
+
+    /// From now on lazy completions may be what is waited for.
+    pub(super) fn hurry(&mut self) {
+        if self.is_lost || self.waits_for() != RingFor::All {
+            return;
+        }
+        match self.link.ring.arm_for_all() {
+            Ok(false) => {}
+            // They are there: the next look at the queue takes them.
+            Ok(true) => self.statistics.syscalls += u64::from(self.local_event.set()),
+            Err(error) => self.on_engine_lost(&error.to_string()),
+        }
+    }
+
+    /// Whether events of operations with [`RdmaOp::is_lazy`](super::RdmaOp::is_lazy) may wait for
+    /// others, as is the case at first. Kept when the handle reconnects.
+    pub fn set_lazy(&mut self, is_lazy: bool) -> Result<(), ClientError> {
+        self.check_link()?;
+        self.is_lazy = is_lazy;
+        self.hurry();
+        Ok(())
     }
 
     fn return_slots(&mut self) {
@@ -452,7 +483,7 @@ impl Handle {
         if self.link.ready.is_empty() {
             return;
         }
-        let is_rung = !self.is_lost && matches!(self.link.ring.is_armed(), Ok(false));
+        let is_rung = !self.is_lost && matches!(self.link.ring.armed_for(), Ok(None));
         if !is_rung {
             self.statistics.syscalls += u64::from(self.local_event.set());
         }

@@ -16,7 +16,7 @@ use super::operations::Operations;
 use super::send_area::SendArea;
 use crate::ipc::{self, CallError, Caller, ListenSpec, OpenRequest, Params, Reply, Request};
 use crate::mem::Region;
-use crate::ring::{self, AreaOptions, ClientSide, Layout};
+use crate::ring::{self, AreaOptions, ClientSide, Layout, RingFor};
 use crate::sys::{secure_env, ForkGuard, SelfEvent};
 
 /// How to open a handle.
@@ -96,6 +96,8 @@ pub struct Handle {
     pub(super) link: Link,
     /// The engine is gone; [`Handle::reconnect`] ends that.
     pub(super) is_lost: bool,
+    /// Lazy operations may complete without waking the process.
+    pub(super) is_lazy: bool,
     pub(super) replay: Replay,
     pub(super) statistics: Statistics,
 }
@@ -143,6 +145,7 @@ impl Handle {
             local_event,
             link,
             is_lost: false,
+            is_lazy: true,
             replay: Replay::default(),
             statistics: Statistics::default(),
         })
@@ -347,7 +350,7 @@ impl Link {
             ));
         }
         let mut ring = ClientSide::new(&area, memfd, bell)?;
-        ring.arm()?;
+        ring.arm(RingFor::All)?;
         let layout = ring.layout();
         let pages = u32::try_from(layout.send.len / Layout::PAGE).unwrap_or(u32::MAX);
         log::debug!("opened a handle at {} (engine {version})", path.display());

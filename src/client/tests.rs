@@ -160,8 +160,12 @@ fn new_pair() -> (FakeEngine, Handle) {
 
 impl FakeEngine {
     fn push(&mut self, entry: &CqEntry) {
+        self.publish(entry, true);
+    }
+
+    fn publish(&mut self, entry: &CqEntry, urgent: bool) {
         self.side.push_cq(entry).unwrap();
-        self.side.publish().unwrap();
+        self.side.publish(urgent).unwrap();
     }
 
     fn attach(&mut self, id: u64) {
@@ -209,12 +213,13 @@ impl FakeEngine {
             SqOp::SendPdu => CqKind::Sent,
             _ => CqKind::RdmaDone,
         };
-        self.push(&CqEntry {
+        let done = CqEntry {
             cookie: entry.cookie,
             status,
             data_length: entry.length,
             ..CqEntry::new(kind, entry.connection)
-        });
+        };
+        self.publish(&done, entry.flags & flags::LAZY == 0 || status != 0);
     }
 
     fn disconnect(&mut self, id: u64, status: i32) {
@@ -236,6 +241,13 @@ fn is_readable(handle: &Handle) -> bool {
 
 fn next(handle: &mut Handle) -> (Event, Vec<u8>) {
     handle.next_event().unwrap().expect("an event")
+}
+
+/// All that is there.
+fn take(handle: &mut Handle) -> Vec<Event> {
+    std::iter::from_fn(|| handle.next_event().unwrap())
+        .map(|(event, _)| event)
+        .collect()
 }
 
 fn pdu_of(connection: u64, cookie: u64) -> SendPdu {
@@ -434,7 +446,8 @@ fn pdus_are_copied_and_completed() {
     let memory = engine.side.send_slice(first.offset, first.length).unwrap();
     assert!(memory.to_vec() == data);
     let second = engine.sq().unwrap();
-    assert_eq!((second.flags, second.token), (flags::INVALIDATE, 5));
+    let expected = flags::INVALIDATE | flags::LAZY;
+    assert_eq!((second.flags, second.token), (expected, 5));
     let third = engine.sq().unwrap();
     engine.complete(&first, 0);
     engine.complete(&second, 0);
@@ -562,6 +575,7 @@ fn rdma_operations_are_checked_and_described() {
         cookie: 5,
         has_event: true,
         is_read: false,
+        is_lazy: false,
         invalidate_next: true,
         segments: &segments,
         descriptors: &descriptors,
@@ -871,4 +885,102 @@ fn a_forked_child_is_refused() {
     handle.close().unwrap();
     assert!(engine.requests.try_iter().any(|r| r == Request::Close));
     assert!(engine.side.bell().as_fd().try_clone_to_owned().is_ok());
+}
+
+#[test]
+fn lazy_completions_wait_for_others_unless_room_hangs_on_them() {
+    let (mut engine, mut handle) = new_pair();
+    engine.attach(ID);
+    assert_eq!(next(&mut handle).0.kind, EventKind::Attached);
+    let start = handle.meminfo().unwrap().layout.rdma.offset;
+    let write = |handle: &mut Handle, cookie| {
+        let op = RdmaOp {
+            connection: ID,
+            cookie,
+            has_event: true,
+            is_lazy: true,
+            is_read: false,
+            invalidate_next: false,
+            segments: &[Segment {
+                offset: start,
+                length: 10,
+            }],
+            descriptors: &[Descriptor {
+                offset: 0,
+                token: 1,
+                length: 10,
+            }],
+        };
+        handle.queue_rdma(&op).unwrap();
+        let quiet = SendPdu {
+            has_event: false,
+            ..pdu_of(ID, cookie)
+        };
+        handle.queue_bytes(&quiet, b"response").unwrap();
+        handle.submit().unwrap();
+    };
+    let complete_two = |engine: &mut FakeEngine| {
+        for _ in 0..2 {
+            let entry = engine.sq().unwrap();
+            assert_ne!(entry.flags & flags::LAZY, 0);
+            engine.complete(&entry, 0);
+        }
+    };
+    let wait = |handle: &mut Handle| {
+        assert!(take(handle).is_empty());
+        assert!(!is_readable(handle));
+    };
+    write(&mut handle, 1);
+    wait(&mut handle);
+    complete_two(&mut engine);
+    assert!(!is_readable(&handle), "nothing to wake up for");
+    engine.deliver(ID, b"the next request", 100);
+    assert!(is_readable(&handle));
+    let kinds: Vec<_> = take(&mut handle).iter().map(|it| it.kind).collect();
+    assert_eq!(
+        kinds,
+        [EventKind::RdmaWriteComplete, EventKind::PduReceived]
+    );
+
+    // Who waits for the memory says so, before or after.
+    write(&mut handle, 2);
+    wait(&mut handle);
+    handle.set_lazy(false).unwrap();
+    assert!(!is_readable(&handle));
+    complete_two(&mut engine);
+    assert!(is_readable(&handle));
+    assert_eq!(next(&mut handle).0.cookie, 2);
+    handle.set_lazy(true).unwrap();
+    write(&mut handle, 3);
+    wait(&mut handle);
+    complete_two(&mut engine);
+    assert!(!is_readable(&handle));
+    handle.set_lazy(false).unwrap();
+    assert!(is_readable(&handle), "it is there already");
+    assert_eq!(next(&mut handle).0.cookie, 3);
+    handle.set_lazy(true).unwrap();
+
+    // A failure is told at once.
+    write(&mut handle, 4);
+    wait(&mut handle);
+    let entry = engine.sq().unwrap();
+    engine.complete(&entry, -libc::EACCES);
+    assert!(is_readable(&handle));
+    assert_eq!(next(&mut handle).0.status, -libc::EACCES);
+    let entry = engine.sq().unwrap();
+    engine.complete(&entry, 0);
+    wait(&mut handle);
+
+    // So is what gives room to somebody who was refused.
+    let quiet = SendPdu {
+        has_event: false,
+        ..pdu_of(ID, 5)
+    };
+    while handle.queue_bytes(&quiet, b"one of many").is_ok() {}
+    handle.submit().unwrap();
+    wait(&mut handle);
+    let entry = engine.sq().unwrap();
+    engine.complete(&entry, 0);
+    assert!(is_readable(&handle));
+    assert_eq!(next(&mut handle).0.kind, EventKind::Writable);
 }

@@ -41,6 +41,8 @@ pub(super) struct Handle {
     pub(super) returns_wait: bool,
     /// Completions were pushed and not published yet.
     dirty: bool,
+    /// Something of it is worth waking the owner.
+    urgent: bool,
     /// Completions pushed since the last publish.
     pub(super) pushed: u64,
     /// A broken rule of the rings; the handle has to go.
@@ -76,6 +78,7 @@ impl Handle {
             active: false,
             returns_wait: false,
             dirty: false,
+            urgent: false,
             pushed: 0,
             broken: None,
         }
@@ -153,6 +156,12 @@ impl Handle {
 
     /// Puts a completion into the ring; the owner sees it after [`Handle::publish`].
     pub(super) fn push(&mut self, entry: &CqEntry) -> Option<CqPosition> {
+        self.urgent = true;
+        self.push_lazy(entry)
+    }
+
+    /// Like [`Handle::push`], but does not wake the owner, unless it waits for all.
+    pub(super) fn push_lazy(&mut self, entry: &CqEntry) -> Option<CqPosition> {
         self.dirty = true;
         self.pushed += 1;
         match self.side.push_cq(entry) {
@@ -176,6 +185,7 @@ impl Handle {
     /// Offers a connection; false: too many offers wait already.
     pub(super) fn push_offer(&mut self, entry: &CqEntry) -> bool {
         self.dirty = true;
+        self.urgent = true;
         match self.side.push_offer(entry) {
             Ok(_) => true,
             Err(PushError::Full) => false,
@@ -201,7 +211,8 @@ impl Handle {
         if !std::mem::take(&mut self.dirty) {
             return false;
         }
-        self.side.publish().unwrap_or_else(|error| {
+        let urgent = std::mem::take(&mut self.urgent);
+        self.side.publish(urgent).unwrap_or_else(|error| {
             self.broken.get_or_insert(error);
             false
         })

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::connection::{Owner, Phase};
 use super::{Engine, SUBMIT_BATCH};
-use crate::ring::{connection_index, flags, CqEntry, CqKind, RingError, SqEntry, SqOp};
+use crate::ring::{connection_index, CqEntry, CqKind, RingError, SqEntry, SqOp};
 
 impl Engine {
     /// Takes what active handles have submitted, a bounded amount from each. Returns how much.
@@ -117,9 +117,8 @@ impl Engine {
                 Err(error) => handle.broken = Some(error),
                 Ok(memory) => {
                     self.cancel_export(now, conn_key);
-                    let invalidate = (entry.flags & flags::INVALIDATE != 0).then_some(entry.token);
                     if let Some(conn) = self.conns.get_mut(conn_key) {
-                        conn.submit_pdu(owner, entry.cookie, memory, invalidate);
+                        conn.submit_pdu(owner, entry, memory);
                     }
                 }
             },
@@ -127,9 +126,8 @@ impl Engine {
                 Err(error) => handle.broken = Some(error),
                 Ok((segments, descriptors)) => {
                     self.cancel_export(now, conn_key);
-                    let read = entry.op == SqOp::RdmaRead;
                     if let Some(conn) = self.conns.get_mut(conn_key) {
-                        conn.submit_rdma(owner, entry.cookie, read, segments, descriptors);
+                        conn.submit_rdma(owner, entry, segments, descriptors);
                     }
                 }
             },

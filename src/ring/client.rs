@@ -13,6 +13,16 @@ use super::{wake, RingError, ABI};
 use crate::mem::Region;
 use crate::sys::{Bell, Cleared, Memfd};
 
+/// For which completions the engine is to ring. The values are those of the wake flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RingFor {
+    /// For all but successes that were asked for with [`flags::LAZY`](super::flags::LAZY).
+    Urgent = wake::URGENT,
+    /// For each.
+    All = wake::ALL,
+}
+
 /// One handle's area, as the handle holds it.
 #[derive(Debug)]
 pub struct ClientSide {
@@ -112,18 +122,30 @@ impl ClientSide {
         self.cq.release()
     }
 
-    /// Whether the engine was asked to ring and has not yet.
-    pub fn is_armed(&self) -> Result<bool, RingError> {
+    /// For what the engine was asked to ring; `None`: for nothing, or it has rung.
+    pub fn armed_for(&self) -> Result<Option<RingFor>, RingError> {
         let armed = self.region.atomic_u32(at::CQ_ARMED)?;
-        Ok(armed.load(Ordering::Relaxed) != 0)
+        Ok(match armed.load(Ordering::Relaxed) {
+            0 => None,
+            wake if wake == RingFor::All as u32 => Some(RingFor::All),
+            _ => Some(RingFor::Urgent),
+        })
+    }
+
+    /// Asks an engine that was asked to ring for what is urgent, and has not yet, to ring for all.
+    /// True: there are completions already, for which it may not ring.
+    pub fn arm_for_all(&mut self) -> Result<bool, RingError> {
+        let armed = self.region.atomic_u32(at::CQ_ARMED)?;
+        wake::sleep_for_all(&mut self.cq, armed)
     }
 
     /// Takes the rings back and asks the engine to ring at its next completion. True: there are
     /// completions already, for which it may not ring.
-    pub fn arm(&mut self) -> Result<(Cleared, bool), RingError> {
+    pub fn arm(&mut self, ring_for: RingFor) -> Result<(Cleared, bool), RingError> {
         let cleared = self.bell.clear();
         let armed = self.region.atomic_u32(at::CQ_ARMED)?;
-        Ok((cleared, wake::set_sleeping(&mut self.cq, armed, true)?))
+        let ready = wake::sleep_for(&mut self.cq, armed, ring_for as u32)?;
+        Ok((cleared, ready))
     }
 
     /// Asks the engine not to ring; true if it had been asked to and has not rung.

@@ -203,10 +203,15 @@ impl EngineSide {
         self.cq.is_consumed(position.0)
     }
 
-    /// Shows the handle all that was pushed, and rings if it waits. Returns whether it rang.
-    pub fn publish(&mut self) -> Result<bool, RingError> {
+    /// Shows the handle all that was pushed, and rings if it waits for such: `urgent` tells that not
+    /// only lazy completions were pushed. Returns whether it rang.
+    pub fn publish(&mut self, urgent: bool) -> Result<bool, RingError> {
         let armed = self.region.atomic_u32(at::CQ_ARMED)?;
-        let rings = wake::announce(&mut self.cq, armed)?;
+        let rings = if urgent {
+            wake::announce(&mut self.cq, armed)?
+        } else {
+            wake::announce_lazily(&mut self.cq, armed)?
+        };
         if rings {
             self.bell.ring();
         }

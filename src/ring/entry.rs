@@ -5,6 +5,8 @@
 pub mod flags {
     /// SqOp::SendPdu: `token` goes with it as Send with Invalidate.
     pub const INVALIDATE: u16 = 0x1;
+    /// SqOp::SendPdu, RdmaRead, RdmaWrite: the handle need not be woken for its success.
+    pub const LAZY: u16 = 0x2;
 
     /// CqKind::Fragment: the peer has invalidated `token` with it.
     pub const INVALIDATED: u16 = 0x1;

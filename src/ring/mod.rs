@@ -63,7 +63,7 @@ mod spsc;
 mod tests;
 mod wake;
 
-pub use client::ClientSide;
+pub use client::{ClientSide, RingFor};
 pub use engine::{CqPosition, EngineSide, PushError};
 pub use entry::{
     flags, CqEntry, CqKind, Descriptor, EntryError, Segment, SqEntry, SqOp, MAX_DESCRIPTORS,

@@ -133,7 +133,7 @@ fn entries_go_both_ways_in_order_and_wrap() {
         engine.push_cq(&fragment(slot)).unwrap();
     }
     assert!(client.pop_cq().unwrap().is_none(), "not published yet");
-    engine.publish().unwrap();
+    engine.publish(true).unwrap();
     for slot in 0..16 {
         assert_eq!(client.pop_cq().unwrap().unwrap().slot, slot);
         client.push_return(slot).unwrap().unwrap();
@@ -150,19 +150,58 @@ fn entries_go_both_ways_in_order_and_wrap() {
 fn the_handle_is_rung_only_while_it_waits() {
     let (mut engine, mut client) = ends();
     engine.push_cq(&fragment(0)).unwrap();
-    assert!(!engine.publish().unwrap(), "nobody waits");
-    assert!(client.arm().unwrap().1, "there was one already");
+    assert!(!engine.publish(true).unwrap(), "nobody waits");
+    assert!(
+        client.arm(RingFor::Urgent).unwrap().1,
+        "there was one already"
+    );
     client.pop_cq().unwrap().unwrap();
-    assert_eq!(client.arm().unwrap(), (Cleared::Silent, false));
+    assert_eq!(
+        client.arm(RingFor::Urgent).unwrap(),
+        (Cleared::Silent, false)
+    );
     engine.push_cq(&fragment(1)).unwrap();
-    assert!(engine.publish().unwrap());
+    assert!(engine.publish(true).unwrap());
     engine.push_cq(&fragment(2)).unwrap();
-    assert!(!engine.publish().unwrap(), "rung already");
-    assert!(!engine.publish().unwrap(), "nothing new");
-    assert!(!client.is_armed().unwrap());
-    assert_eq!(client.arm().unwrap(), (Cleared::Rung, true));
+    assert!(!engine.publish(true).unwrap(), "rung already");
+    assert!(!engine.publish(true).unwrap(), "nothing new");
+    assert_eq!(client.armed_for().unwrap(), None);
+    assert_eq!(client.arm(RingFor::Urgent).unwrap(), (Cleared::Rung, true));
     assert!(client.disarm().unwrap());
     assert!(!client.disarm().unwrap());
+}
+
+#[test]
+fn what_is_lazy_rings_only_for_who_waits_for_all() {
+    let (mut engine, mut client) = ends();
+    let sent = CqEntry::new(CqKind::Sent, 1);
+    assert!(!client.arm(RingFor::Urgent).unwrap().1);
+    engine.push_cq(&sent).unwrap();
+    assert!(!engine.publish(false).unwrap());
+    assert_eq!(client.armed_for().unwrap(), Some(RingFor::Urgent));
+    engine.push_cq(&fragment(0)).unwrap();
+    assert!(engine.publish(true).unwrap(), "it rings for what matters");
+    assert_eq!(client.pop_cq().unwrap().unwrap().kind, CqKind::Sent);
+    assert_eq!(client.pop_cq().unwrap().unwrap().kind, CqKind::Fragment);
+
+    // Armed for all.
+    assert_eq!(client.arm(RingFor::All).unwrap(), (Cleared::Rung, false));
+    engine.push_cq(&sent).unwrap();
+    assert!(engine.publish(false).unwrap());
+    client.pop_cq().unwrap().unwrap();
+
+    // Armed for all later: before a lazy completion, and after it.
+    assert!(!client.arm(RingFor::Urgent).unwrap().1);
+    assert!(!client.arm_for_all().unwrap());
+    assert_eq!(client.armed_for().unwrap(), Some(RingFor::All));
+    engine.push_cq(&sent).unwrap();
+    assert!(engine.publish(false).unwrap());
+    client.pop_cq().unwrap().unwrap();
+    assert!(!client.arm(RingFor::Urgent).unwrap().1);
+    engine.push_cq(&sent).unwrap();
+    assert!(!engine.publish(false).unwrap());
+    assert!(client.arm_for_all().unwrap(), "there is one already");
+    assert!(!client.arm_for_all().unwrap(), "armed so already");
 }
 
 #[test]
@@ -254,7 +293,7 @@ fn a_full_completion_ring_is_told_and_offers_leave_room() {
         .last()
         .unwrap();
     assert!(matches!(engine.push_cq(&done), Err(PushError::Full)));
-    engine.publish().unwrap();
+    engine.publish(true).unwrap();
     assert!(!engine.is_consumed(position).unwrap());
     while client.pop_cq().unwrap().is_some() {}
     assert!(!engine.is_consumed(position).unwrap(), "not released yet");
@@ -431,7 +470,7 @@ fn no_wake_up_is_lost() {
                 engine.push_cq(&done).unwrap();
             }
             engine.release().unwrap();
-            engine.publish().unwrap();
+            engine.publish(true).unwrap();
             if served < TURNS && !engine.set_sleeping(true).unwrap() {
                 wait(engine.bell());
                 engine.clear_bell();
@@ -451,7 +490,7 @@ fn no_wake_up_is_lost() {
             done += 1;
         }
         client.release().unwrap();
-        if done < sent && !client.arm().unwrap().1 {
+        if done < sent && !client.arm(RingFor::Urgent).unwrap().1 {
             wait(client.bell());
         }
     }

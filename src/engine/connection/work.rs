@@ -9,7 +9,7 @@ use crate::engine::clients::Clients;
 use crate::fabric::{Fabric, SendRequest, Status, WrId};
 use crate::mem::MemSlice;
 use crate::proto;
-use crate::ring::{CqEntry, CqKind, Descriptor, Segment};
+use crate::ring::{flags, CqEntry, CqKind, Descriptor, Segment, SqEntry, SqOp};
 
 /// RDMA work requests of one connection in the fabric at the same time. More wait here.
 const RDMA_WINDOW: usize = 256;
@@ -20,12 +20,15 @@ pub(super) struct Message {
     invalidate: Option<u32>,
     /// Whom to tell; none for the engine's own.
     told: Option<(Owner, u64)>,
+    /// The owner need not be woken for its success.
+    lazy: bool,
 }
 
 /// An RDMA operation of the owner.
 pub(super) struct RdmaOp {
     pub(super) owner: Owner,
     pub(super) cookie: u64,
+    pub(super) lazy: bool,
     pub(super) read: bool,
     pub(super) segments: Vec<Segment>,
     pub(super) descriptors: Vec<Descriptor>,
@@ -83,6 +86,7 @@ impl Conn {
                 }
             }
             Some(Wr::Rdma { op, bytes }) => {
+                self.heard(now);
                 self.rdma_in_fabric -= 1;
                 let error = match status {
                     Status::Success => 0,
@@ -111,12 +115,16 @@ impl Conn {
         };
         if let Some(handle) = clients.handle(owner.handle) {
             handle.outstanding = handle.outstanding.saturating_sub(1);
-            handle.push(&CqEntry {
+            let entry = CqEntry {
                 status: error,
                 cookie,
                 data_length: message.memory.len() as u32,
                 ..CqEntry::new(CqKind::Sent, owner.id)
-            });
+            };
+            match message.lazy && error == 0 {
+                true => handle.push_lazy(&entry),
+                false => handle.push(&entry),
+            };
         }
     }
 
@@ -137,12 +145,16 @@ impl Conn {
         }
         if let Some(handle) = clients.handle(op.owner.handle) {
             handle.outstanding = handle.outstanding.saturating_sub(1);
-            handle.push(&CqEntry {
+            let entry = CqEntry {
                 status: op.error,
                 cookie: op.cookie,
                 data_length: u32::try_from(op.bytes).unwrap_or(u32::MAX),
                 ..CqEntry::new(CqKind::RdmaDone, op.owner.id)
-            });
+            };
+            match op.lazy && op.error == 0 {
+                true => handle.push_lazy(&entry),
+                false => handle.push(&entry),
+            };
         }
     }
 
@@ -150,15 +162,15 @@ impl Conn {
     pub(in crate::engine) fn submit_pdu(
         &mut self,
         owner: Owner,
-        cookie: u64,
+        entry: &SqEntry,
         memory: MemSlice,
-        invalidate: Option<u32>,
     ) {
         self.unanswered = None;
         let message = Message {
             memory,
-            invalidate,
-            told: Some((owner, cookie)),
+            invalidate: (entry.flags & flags::INVALIDATE != 0).then_some(entry.token),
+            told: Some((owner, entry.cookie)),
+            lazy: entry.flags & flags::LAZY != 0,
         };
         let key = self.messages.insert(message) as u32;
         self.work.push_back(Work::Pdu(key));
@@ -170,6 +182,7 @@ impl Conn {
             memory,
             invalidate: None,
             told: None,
+            lazy: false,
         }) as u32;
         self.work.push_back(Work::Pdu(key));
     }
@@ -178,16 +191,16 @@ impl Conn {
     pub(in crate::engine) fn submit_rdma(
         &mut self,
         owner: Owner,
-        cookie: u64,
-        read: bool,
+        entry: &SqEntry,
         segments: Vec<Segment>,
         descriptors: Vec<Descriptor>,
     ) {
         self.unanswered = None;
         let op = RdmaOp {
             owner,
-            cookie,
-            read,
+            cookie: entry.cookie,
+            lazy: entry.flags & flags::LAZY != 0,
+            read: entry.op == SqOp::RdmaRead,
             segments,
             descriptors,
             next_segment: 0,

@@ -189,6 +189,7 @@ impl Served {
             connection: id,
             cookie: message.sequence,
             has_event: true,
+            is_lazy: false,
             is_read,
             invalidate_next: false,
             segments: &[Segment {
