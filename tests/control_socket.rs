@@ -196,6 +196,81 @@ fn one_socket_has_one_handle_and_one_engine_one_parent() {
 }
 
 #[test]
+fn an_administrator_ends_connections() {
+    let engine = TestEngine::start();
+    let mut parent = engine.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = engine.listen(&mut parent);
+    let request = common::negotiate([3; 16], &[0x0311]);
+    let disconnect = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_smbdirect"))
+            .args(["disconnect", "--socket", engine.socket.to_str().unwrap()])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), said.trim_end().to_owned(), complaint)
+    };
+    let peer = address.ip().to_string();
+    let ways: [&[&str]; 4] = [
+        &[],
+        &["--abort"],
+        &["--peer", &peer],
+        &["--local", &peer, "--abort"],
+    ];
+    for way in ways {
+        let mut client = engine.open(false);
+        common::connect_and_send(&mut client, address, &request);
+        let offer = wait_for(&mut parent, EventKind::Offered).0;
+        let mut server = engine.open(false);
+        let connection = server.accept(offer.token).unwrap();
+        wait_for(&mut server, EventKind::PduReceived);
+        let by_number = connection.to_string();
+        let mut arguments = way.to_vec();
+        let is_by_number = !way
+            .iter()
+            .any(|it| it.contains("--peer") || it.contains("--local"));
+        if is_by_number {
+            arguments.push(&by_number);
+        }
+        // By address both ends are found, which are in one engine here; when one is cut off, the
+        // other may be gone before its turn.
+        let (status, said, complaint) = disconnect(&arguments);
+        assert_eq!(status, Some(0), "{complaint}");
+        let is_expected = said == "1 ended" || !is_by_number && said == "2 ended";
+        assert!(is_expected, "{way:?}: {said}");
+        let end = wait_for(&mut server, EventKind::Disconnected).0;
+        assert_eq!(end.connection, connection);
+        let is_told = end.status == -libc::ECONNABORTED || !is_by_number && end.status < 0;
+        assert!(is_told, "{way:?}: {end:?}");
+        let end = wait_for(&mut client, EventKind::Disconnected).0;
+        assert!(end.status < 0, "{way:?}: {end:?}");
+        let (status, _, complaint) = disconnect(&[&by_number]);
+        assert_eq!(status, Some(1));
+        assert!(complaint.contains(&by_number), "{complaint}");
+    }
+    // One that nobody has accepted yet; its offer is void then.
+    let mut client = engine.open(false);
+    common::connect_and_send(&mut client, address, &request);
+    let offer = wait_for(&mut parent, EventKind::Offered).0;
+    let status = until_status(&engine.socket, "an offered connection", |status| {
+        status.connections.iter().any(|it| it.state == "offered")
+    });
+    let offered = status.connections.iter().find(|it| it.state == "offered");
+    let number = offered.unwrap().id.to_string();
+    assert_eq!(disconnect(&[&number]).0, Some(0));
+    let mut server = engine.open(false);
+    let refused = server.accept(offer.token).unwrap_err();
+    assert_eq!(refused.errno(), libc::ENOENT);
+    wait_for(&mut client, EventKind::Disconnected);
+    // Wrong usage.
+    for arguments in [&[][..], &["--abort"], &["7", "--peer", "127.0.0.1"]] {
+        assert_eq!(disconnect(arguments).0, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
 fn the_engine_stops_and_handles_hear_of_it() {
     let engine = TestEngine::start();
     let mut handle = engine.open(false);

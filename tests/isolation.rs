@@ -137,6 +137,14 @@ fn a_user_who_may_only_open_handles_is_no_server() {
     let token = alice.ok(&format!("export {connection}"));
     let refused = bob.refused(&format!("accept {token}"));
     assert!(refused.starts_with("13 "), "{refused}");
+    // Only an administrator ends it for others, and the server's user is none.
+    for user in [&mut bob, &mut alice] {
+        let refused = user.refused(&format!("end {connection}"));
+        assert!(
+            refused.starts_with("1 only root and user 54320"),
+            "{refused}"
+        );
+    }
     // It still works: to Alice, and back.
     let pdu = b"\xfeSMB still Alice's";
     send(&mut peer, active, 2, pdu);

@@ -290,6 +290,10 @@ impl Engine {
                     Err((libc::ENOENT, text))
                 }
             }
+            Request::Disconnect { connection, abort } => {
+                self.disconnect(now, key, connection, abort)?;
+                Ok(Reply::Ok)
+            }
             Request::Interfaces { from } => self.interfaces(now, from),
             Request::Status { from } => {
                 let uid = client.credentials.uid;

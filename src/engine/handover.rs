@@ -1,10 +1,10 @@
 //! From one owner to another, and the end of a connection.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::connection::{Owner, Phase};
+use super::connection::{Owner, Phase, LINGER};
 use super::rights::ROOT;
 use super::routing::Refused;
 use super::{Engine, SUBMIT_BATCH};
@@ -196,6 +196,50 @@ impl Engine {
                 self.end_ownership(owner, &entry);
             }
         }
+    }
+
+    /// An administrator ends a connection, whoever owns it.
+    pub(super) fn disconnect(
+        &mut self,
+        now: Instant,
+        client: usize,
+        id: u64,
+        abort: bool,
+    ) -> Result<(), Refused> {
+        let asker = self.clients.get(client).map(|client| client.credentials);
+        let Some(asker) = asker.filter(|it| self.is_trusted(it.uid)) else {
+            let text = format!(
+                "only root and user {} may end connections of others",
+                self.uid
+            );
+            return Err((libc::EPERM, text));
+        };
+        let serial = id >> 16;
+        let found = self.conns.iter().find(|(_, conn)| conn.serial == serial);
+        let Some((key, _)) = found.filter(|(_, conn)| conn.phase != Phase::Closing) else {
+            let text = format!("no connection {id} (any more); `smbdirect status` shows them");
+            return Err((libc::ENOENT, text));
+        };
+        let conn = &mut self.conns[key];
+        let how = if abort { "aborted" } else { "ended" };
+        conn.latch_end(
+            -libc::ECONNABORTED,
+            format!(
+                "{how} on request of process {}, user {}",
+                asker.pid, asker.uid
+            ),
+        );
+        if abort {
+            conn.deadline = None;
+            conn.disconnect(&mut *self.fabrics[conn.fabric], now, Duration::ZERO);
+        } else {
+            conn.deadline = Some(now + LINGER);
+            conn.submit_close(now);
+            conn.phase = Phase::Closing;
+        }
+        self.forget_token(key);
+        self.touch(key);
+        Ok(())
     }
 
     /// The process of a handle is gone, or has closed it.

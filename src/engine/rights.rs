@@ -2,7 +2,7 @@
 //!
 //! | user | may |
 //! |---|---|
-//! | root, the engine's own user | everything; the engine's own user takes part in a server only if it is the server's |
+//! | root, the engine's own user | everything, also end connections of others; the engine's own user takes part in a server only if it is the server's |
 //! | `--allow-parent-uid` | be the parent, and what is in the next lines |
 //! | the parent's (the server's) | register sessions and ClientGuids, take offers |
 //! | `--allow-uid` | open handles, connect out, hand its own connections over to its own processes |

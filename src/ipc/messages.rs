@@ -80,6 +80,14 @@ pub enum Request {
         /// How many items to skip.
         from: u32,
     },
+    /// Ends any connection, whoever owns it; only for root and the engine's own user. Answer: Ok,
+    /// or ENOENT.
+    Disconnect {
+        /// The connection. Its low 16 bits, which change when it gets another owner, do not count.
+        connection: u64,
+        /// At once; otherwise what was submitted before leaves first, for a few seconds.
+        abort: bool,
+    },
 }
 
 /// The engine's answer.

@@ -193,6 +193,17 @@ impl Me {
                 let (handles, connections) = (status.handles.len(), status.connections.len());
                 return Ok(format!("{handles} handles, {connections} connections"));
             }
+            ("end", connection) => {
+                let mut caller = Caller::connect(&self.socket, PATIENCE).unwrap();
+                let request = Request::Disconnect {
+                    connection: connection.parse().unwrap(),
+                    abort: true,
+                };
+                return match caller.call(&request, PATIENCE) {
+                    Ok((reply, _)) => Ok(format!("{reply:?}")),
+                    Err(error) => Err(ClientError::new(error.errno(), error.to_string())),
+                };
+            }
             ("crowd", count) => return Ok(self.make_crowd(count.parse().unwrap())),
             ("hangup", _) => return Ok(self.is_hung_up_on()),
             ("lie", connection) => return Ok(self.lie(connection.parse().unwrap())),

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod args;
 mod bench;
+mod disconnect;
 mod engine;
 mod failure;
 mod interfaces;
@@ -46,6 +47,7 @@ enum Command {
     BenchHelper(bench::HelperArgs),
     Status(status::Args),
     Interfaces(interfaces::Args),
+    Disconnect(disconnect::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::BenchHelper(args) => bench::run_helper(&args),
         Command::Status(args) => status::run(&args),
         Command::Interfaces(args) => interfaces::run(&args),
+        Command::Disconnect(args) => disconnect::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
