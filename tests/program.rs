@@ -63,7 +63,15 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 
 #[test]
 fn help_tells_purpose_examples_and_exit_status() {
-    for command in ["engine", "proxy", "ping", "bench", "status", "interfaces"] {
+    for command in [
+        "engine",
+        "proxy",
+        "ping",
+        "bench",
+        "status",
+        "interfaces",
+        "disconnect",
+    ] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
@@ -75,7 +83,7 @@ fn help_tells_purpose_examples_and_exit_status() {
 
 #[test]
 fn wrong_usage_is_status_2_and_names_the_value() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["ping", "127.0.0.1", "-s", "1Q"], "1Q"),
         (&["ping", "127.0.0.1:port"], "127.0.0.1:port"),
         (
@@ -91,6 +99,18 @@ fn wrong_usage_is_status_2_and_names_the_value() {
         (&["engine", "--socket-mode", "888"], "888"),
         (&["bench", "--chunk", "1"], "--chunk 1"),
         (&["bench", "--smb", "//127.0.0.1/data"], "--user"),
+        (
+            &[
+                "bench",
+                "--smb",
+                "//127.0.0.1/d",
+                "--user",
+                "me",
+                "--case",
+                "9K",
+            ],
+            "--case '9K'",
+        ),
         (
             &["bench", "--smb", "//127.0.0.1", "--user", "me"],
             "--smb //127.0.0.1",
@@ -108,9 +128,13 @@ fn failures_are_status_1_and_one_line() {
     // Bound and not listening: nobody can take the port meanwhile, and nobody answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (
             &["status", "--socket", "/nonexistent/engine.sock"],
+            "/nonexistent/engine.sock",
+        ),
+        (
+            &["disconnect", "7", "--socket", "/nonexistent/engine.sock"],
             "/nonexistent/engine.sock",
         ),
         (

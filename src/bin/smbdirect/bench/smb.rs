@@ -54,6 +54,9 @@ pub(crate) struct ServerArgs {
     /// with that of its descendants; may be given several times (engine and smbd)
     #[arg(long, value_name = "PID", requires = "protection")]
     pub(super) cpu_of: Vec<u32>,
+    /// Only what has this in its name, up to a comma or the end: "random read, 4 KiB, depth 1"
+    #[arg(long, value_name = "TEXT", requires = "smb")]
+    case: Option<String>,
 }
 
 /// One thing that is measured.
@@ -82,6 +85,12 @@ impl Case {
         format!("smb: {order} {what}, {block}, depth {}", self.depth)
     }
 
+    /// Whether it is one of those that `--case` names.
+    fn is_meant(&self, text: Option<&str>) -> bool {
+        let name = self.name();
+        text.is_none_or(|text| name.ends_with(text) || name.contains(&format!("{text},")))
+    }
+
     fn all() -> impl Iterator<Item = Self> {
         let kinds = [(BLOCK_1M, false), (BLOCK_64K, false), (BLOCK_4K, true)];
         kinds.into_iter().flat_map(|(block, is_random)| {
@@ -100,6 +109,14 @@ impl Case {
 /// Measures all cases.
 pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
     let size = file_size(args)?;
+    let text = args.smb.case.as_deref();
+    let cases: Vec<_> = Case::all().filter(|case| case.is_meant(text)).collect();
+    if cases.is_empty() {
+        let text = text.unwrap_or_default();
+        return Err(Failure::Usage(format!(
+            "--case '{text}': run without it once to see the names"
+        )));
+    }
     let target = Target::new(&args.smb)?;
     let share = &target.share;
     let options = || {
@@ -119,7 +136,7 @@ pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
     tcp.fill(size).map_err(failed)?;
 
     let mut rows = Vec::new();
-    for case in Case::all() {
+    for case in cases {
         let operations = if case.is_random {
             u64::from(args.iters)
         } else if case.block == BLOCK_64K {
