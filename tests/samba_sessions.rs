@@ -367,3 +367,29 @@ fn a_tcp_client_finds_rdma_by_itself() {
     }
     server.wait_for_baseline();
 }
+
+#[test]
+fn a_process_that_cannot_begin_does_not_keep_its_client_waiting() {
+    let Some(server) = start("a_process_that_cannot_begin_does_not_keep_its_client_waiting") else {
+        return;
+    };
+    let connect = || {
+        let options = options(Dialect::Smb311, Signing::IfRequired);
+        Connection::direct(rdma(&server), &Profile::linux(), &options)
+    };
+    // The parent is connected; a new process does not find the engine.
+    let (socket, hidden) = (server.dir.join("engine.sock"), server.dir.join("hidden"));
+    fs::rename(&socket, &hidden).unwrap();
+    let refused = connect();
+    fs::rename(&hidden, &socket).unwrap();
+    assert!(refused.is_err(), "nobody is there to serve it");
+    // Not the end of the offer's time, but the parent.
+    let rejected = &server.status()["engine"]["rejected"];
+    assert_eq!(
+        rejected,
+        &serde_json::json!({"turned away": 1}),
+        "{}",
+        server.read("smbd.log")
+    );
+    connect().expect("the next one is served");
+}
