@@ -4,6 +4,10 @@
 mod common;
 #[path = "common/engine_host.rs"]
 mod engine_host;
+#[path = "common/samba.rs"]
+mod samba;
+#[path = "common/uml.rs"]
+mod uml;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -238,23 +242,64 @@ const STACKED: [(&str, &str, bool); 5] = [
     ("dummy", "", false),
 ];
 
+const ON_TOP: &str = "interfaces_on_top_of_others_have_their_speed";
+const IN_A_GUEST: &str = "what_this_kernel_lacks_in_a_guest";
+
+/// What `ip link add` needs for such an interface, `up0`.
+fn link_of(kind: &str) -> String {
+    match kind {
+        "macvlan" => "link cable1 name up0 type macvlan".into(),
+        "vlan" => "link cable1 name up0 type vlan id 7".into(),
+        kind => format!("up0 type {kind}"),
+    }
+}
+
+/// Whether this kernel has such interfaces, and allows them.
+fn has_kind(link: &str) -> bool {
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c"])
+        .arg(format!(
+            "ip link add cable1 type veth && ip link add {link}"
+        ))
+        .output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// Whether this is the guest of [`what_this_kernel_lacks_in_a_guest`].
+fn is_in_guest() -> bool {
+    std::env::var_os("SMBDIRECT_TEST_RDMA").is_some()
+}
+
+/// The kernel that the tests build has what that of this machine may lack.
+#[test]
+fn what_this_kernel_lacks_in_a_guest() {
+    let lacks = STACKED.iter().any(|(kind, ..)| !has_kind(&link_of(kind)));
+    if !lacks || is_in_guest() {
+        return;
+    }
+    let Some(kernel) = uml::kernel_and_tools(IN_A_GUEST, &[]) else {
+        return;
+    };
+    if !uml::isolated(IN_A_GUEST) {
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let settings = [
+        ("FABRIC", "siw".to_owned()),
+        ("TESTS", format!("guest {} {ON_TOP}", this.display())),
+    ];
+    let guest = uml::Guest::boot(&kernel, uml::Bed::Device, "tests", &settings);
+    let ended = guest.finish(|question| Err(format!("nobody answers '{question}'")));
+    assert_eq!(ended.passed, [format!("guest::{ON_TOP}")]);
+}
+
 #[test]
 fn interfaces_on_top_of_others_have_their_speed() {
     for (kind, more, has_speed) in STACKED {
-        let link = match kind {
-            "macvlan" => "link cable1 name up0 type macvlan",
-            "vlan" => "link cable1 name up0 type vlan id 7",
-            kind => &format!("up0 type {kind}"),
-        };
-        let has_kind = Command::new("unshare")
-            .args(["--net", "sh", "-c"])
-            .arg(format!(
-                "ip link add cable1 type veth && ip link add {link}"
-            ))
-            .output();
-        if !has_kind.is_ok_and(|output| output.status.success()) {
-            let why = "the kernel has no such interfaces, or does not allow them";
-            common::skip(&format!("interfaces_on_top_of_others: {kind}"), why);
+        let link = &link_of(kind);
+        if !has_kind(link) {
+            assert!(!is_in_guest(), "the guest's kernel has no {kind}");
+            println!("{kind}: in a guest, see {IN_A_GUEST}");
             continue;
         }
         let setup = format!(
