@@ -63,7 +63,7 @@ fn kernel_client() {
             ("MTU", mtu.clone()),
         ];
         let guest = Guest::start(&parts, Bed::Tap, "bench", &settings);
-        if guest.finish(|question| bench.answer(question)).is_some() {
+        if !guest.finish(|question| bench.answer(question)).hangs {
             return bench.print(&mtu);
         }
     }

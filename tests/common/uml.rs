@@ -247,6 +247,14 @@ impl Bed {
     }
 }
 
+/// How the checks of a guest have ended.
+pub(crate) struct Ended {
+    /// Those that were good. None was not.
+    pub(crate) passed: Vec<String>,
+    /// The client hangs by a fault of its own, so there were no more.
+    pub(crate) hangs: bool,
+}
+
 /// A guest that runs one set of checks of `tests/uml/checks.sh`.
 pub(crate) struct Guest {
     process: Process,
@@ -306,16 +314,15 @@ impl Guest {
         }
     }
 
-    /// Waits until the checks are done and answers what the guest asks for meanwhile. Returns the
-    /// names of the checks that were good; `None`: the client hangs by a fault of its own.
+    /// Waits until the checks are done and answers what the guest asks for meanwhile.
     ///
     /// # Panics
     ///
-    /// If one was not, or the guest ends or falls silent before.
+    /// If one was not good, or the guest ends or falls silent before.
     pub(crate) fn finish(
         mut self,
         mut answer: impl FnMut(&str) -> Result<String, String>,
-    ) -> Option<Vec<String>> {
+    ) -> Ended {
         let (mut passed, mut failed) = (Vec::new(), Vec::new());
         loop {
             let event = self.next_event();
@@ -338,18 +345,24 @@ impl Guest {
                     // It powers off, which lets go of the tap.
                     self.process.wait();
                     println!("the kernel's client hangs, see tests/uml/README.md");
-                    return None;
+                    return Ended {
+                        passed,
+                        hangs: true,
+                    };
                 }
                 _ => self.fail("an unknown event"),
             }
         }
-        if !failed.is_empty() || passed.is_empty() {
+        if !failed.is_empty() {
             self.fail(&format!("failed: {}", failed.join(", ")));
         }
         if std::env::var_os("SMBDIRECT_TEST_KEEP").is_some() {
             println!("{}", self.console);
         }
-        Some(passed)
+        Ended {
+            passed,
+            hangs: false,
+        }
     }
 
     /// The next line that is for the test.
@@ -398,6 +411,7 @@ fn write_settings(bed: Bed, set: &str, settings: &[(&str, String)], folder: &Pat
         ("PASSWORD", PASSWORD.to_owned()),
         ("PROGRAM", program().display().to_string()),
         ("LIBRARY", library().display().to_string()),
+        ("PASSED", String::new()),
         ("SMB_CONF", smb_conf()),
     ]);
     all.extend(settings.iter().cloned());

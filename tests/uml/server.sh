@@ -21,6 +21,8 @@ wait_until() {
 # server sum FILE               prints the SHA-256 of a file of the share
 # server kill-child             SIGKILL to the smbds that serve a client
 # server restart-smbd           SIGKILL to all smbds, and a new one
+# server end-channel N           ends a client's Nth connection in good order
+# server cut-channel N           cuts it off
 # server restart-engine         SIGKILL to the engine, and a new one
 server() {
     local answer
@@ -94,6 +96,20 @@ guest_kill_child() {
     # shellcheck disable=SC2086 # a list of numbers
     kill -KILL $owners
 }
+
+# The numbers of connections that have an owner.
+connection_ids() {
+    local json
+    json=$(status_json)
+    grep -oE '"id": ?[0-9]+|"owner_pid": ?[0-9]+' <<<"${json##*\"connections\"}" |
+        awk -F: '/id"/ && !/owner/ { id = $2 } /owner/ { print id + 0 }'
+}
+
+guest_end_channel() {
+    "$PROGRAM" disconnect --socket "$state/engine.sock" "$(connection_ids | sed -n "$1p")" "${@:2}"
+}
+
+guest_cut_channel() { guest_end_channel "$1" --abort; }
 
 guest_restart_smbd() {
     # shellcheck disable=SC2046 # a list of numbers
