@@ -164,7 +164,13 @@ impl Listener {
     fn not_listening(&mut self, address: SocketAddr, error: &FabricError) {
         let text = error.to_string();
         let is_wildcard = self.address.ip().is_unspecified();
-        let is_expected = matches!(error, FabricError::Invalid(_)) && is_wildcard;
+        // No device, or one of the other kind.
+        let is_expected = is_wildcard
+            && match error {
+                FabricError::Invalid(_) => true,
+                FabricError::Os(_, error) => error.raw_os_error() == Some(libc::EADDRNOTAVAIL),
+                _ => false,
+            };
         if self.failed.get(&address) != Some(&text) {
             if is_expected {
                 debug!("verbs: {text}");
@@ -202,11 +208,12 @@ fn bind(id: &CmId, address: SocketAddr) -> Result<(), FabricError> {
 }
 
 fn no_device(address: SocketAddr) -> FabricError {
-    FabricError::Invalid(format!(
+    let text = format!(
         "no RDMA device has the address {}: `rdma link` lists devices, use an address of their \
          network interfaces",
         address.ip()
-    ))
+    );
+    FabricError::Os(text, io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
 }
 
 /// Which device an address has, apart from a listener.
