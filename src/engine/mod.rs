@@ -31,6 +31,7 @@ mod fabrics;
 mod handle;
 mod handover;
 mod interfaces;
+mod lookout;
 mod records;
 mod rights;
 mod routing;
@@ -54,6 +55,7 @@ use self::clients::Clients;
 use self::connection::{Conn, Phase};
 use self::handle::HandleId;
 use self::interfaces::HostAddresses;
+use self::lookout::Lookout;
 use self::shares::{MemoryWatch, Unowned};
 use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
 #[cfg(feature = "verbs")]
@@ -199,6 +201,9 @@ mod tag {
 
 /// Entries taken from one handle's submission ring in one turn.
 const SUBMIT_BATCH: usize = 256;
+/// Descriptors beside those of connections and processes: listeners, half-open connections, those
+/// of the fabrics.
+const FEW_DESCRIPTORS: usize = 256;
 
 /// Where the engine listens.
 struct Listener {
@@ -336,12 +341,16 @@ impl Engine {
         }
         let mut ready = Vec::new();
         let mut now = Instant::now();
+        let mut lookout = Lookout::new(now);
         loop {
             let timeout = self.sleep_time(now);
             ready.clear();
-            self.poller
+            let told = self
+                .poller
                 .wait(timeout, &mut ready)
                 .map_err(|error| EngineError::Os("epoll_wait", error))?;
+            let descriptors = self.conns.len() + 4 * self.clients.len() + FEW_DESCRIPTORS;
+            let seen = lookout.after(told, now, descriptors);
             now = Instant::now();
             for &one in &ready {
                 let (tag, key) = Poller::split(one.key);
@@ -350,7 +359,7 @@ impl Engine {
                     _ => self.dispatch(now, tag, Ready { key, ..one }),
                 }
             }
-            self.turn(now, !ready.is_empty());
+            self.turn(now, seen, !ready.is_empty());
             if self.is_stopped(now) {
                 self.stop(now);
                 return Ok(());
@@ -409,10 +418,10 @@ impl Engine {
         }
     }
 
-    /// One turn after the readiness was dispatched.
-    fn turn(&mut self, now: Instant, was_ready: bool) {
+    /// One turn after the readiness was dispatched; `seen` is what [`Lookout::after`] returned.
+    fn turn(&mut self, now: Instant, seen: Instant, was_ready: bool) {
         self.counters.loops += 1;
-        self.run_timers(now);
+        self.run_timers(seen);
         let submitted = self.take_submissions(now);
         let mut events = 0;
         loop {

@@ -90,13 +90,13 @@ fn a_lie_seen_by_the_last_look_costs_the_handle() {
     // The handle is active, there is nothing to do, and then it lies.
     rustix::io::write(client.bell(), &[1]).unwrap();
     engine.dispatch(now, tag::BELL, ready(name));
-    engine.turn(now, true);
+    engine.turn(now, now, true);
     assert_eq!(engine.active, [key]);
     let sq_tail = 128;
     client.region().write(sq_tail, &[0xff; 4]).unwrap();
     engine.plan_sleep(now, false);
     assert!(engine.busy_until.is_some(), "the engine sleeps");
-    engine.turn(now, false);
+    engine.turn(now, now, false);
     assert_eq!(engine.clients.len(), 0);
     drop(engine);
 }

@@ -23,6 +23,6 @@ pub use limits::{is_exhaustion, physical_memory, raise_file_limit};
 pub use memfd::Memfd;
 pub use net_device::{NetDevice, NetDevices};
 pub use pidfd::Pidfd;
-pub use poller::{Interest, Poller, Ready, Registry};
+pub use poller::{Interest, Poller, Ready, Registry, Told};
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, MAX_FDS};
 pub use tcp::{max_segment_bytes, set_receive_threshold};

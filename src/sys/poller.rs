@@ -102,6 +102,17 @@ impl Registry {
     }
 }
 
+/// How much of what is ready one [`Poller::wait`] has told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Everything.
+    All,
+    /// [`Poller::BATCH`]; there may be more.
+    Part,
+    /// It was interrupted before it could look.
+    Nothing,
+}
+
 /// One epoll set and the room for its answers.
 pub struct Poller {
     epoll: Rc<OwnedFd>,
@@ -110,7 +121,7 @@ pub struct Poller {
 
 impl Poller {
     /// How many descriptors one [`Poller::wait`] tells at most.
-    const BATCH: usize = 256;
+    pub const BATCH: usize = 256;
 
     /// A new, empty set.
     pub fn new() -> io::Result<Self> {
@@ -130,8 +141,8 @@ impl Poller {
     }
 
     /// Waits for readiness, at most `timeout` (`None`: for ever), and appends what is ready.
-    /// A signal ends the wait early, with nothing.
-    pub fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+    /// A signal ends the wait early, with nothing; so does SIGCONT after SIGSTOP.
+    pub fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<Told> {
         self.events.clear();
         let timeout = timeout.map(|t| rustix::event::Timespec {
             tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
@@ -140,7 +151,7 @@ impl Poller {
         let spare = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&*self.epoll, spare, timeout.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(Told::Nothing),
             Err(error) => return Err(error.into()),
         }
         ready.extend(self.events.iter().map(|event| {
@@ -153,7 +164,10 @@ impl Poller {
                 hangup,
             }
         }));
-        Ok(())
+        Ok(match self.events.len() {
+            Self::BATCH.. => Told::Part,
+            _ => Told::All,
+        })
     }
 
     /// Splits a key from [`Ready`] into tag and the key that was registered.

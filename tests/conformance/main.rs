@@ -69,6 +69,7 @@ impl Bed {
             ..OpenOptions::default()
         };
         options.area.receive_slot_size = params.max_receive_size;
+        options.area.max_connections = 512;
         let mut owner = Handle::open(options).unwrap();
         register(&mut owner, GUID);
         Self {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use smbdirect::client::{EventKind, Handle, SendPdu};
 use smbdirect::fabric::Access;
 use smbdirect::ipc::Params;
@@ -10,6 +11,7 @@ use smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse};
 
 use crate::common::{connect_spec, open_at, wait_for};
 use crate::engine_process::EngineProcess;
+use crate::samba::send_signal;
 use crate::smb::noise;
 use crate::smbd_peer::{data, empty, request, Listening, SmbdPeer};
 use crate::Bed;
@@ -437,6 +439,45 @@ fn any_message_is_a_sign_of_life() {
         }
     }
     panic!("ten attempts with pauses of more than {interval:?}");
+}
+
+/// 3.1.5.5, 3.1.6.2: answers that came in time count, also when the engine could not look at them
+/// until later, and also when there are more than it looks at in one go.
+#[test]
+fn answers_count_when_the_engine_was_stopped() {
+    let response = Duration::from_secs(5);
+    let params = Params {
+        keepalive_interval_msec: 1000,
+        ..Params::default()
+    };
+    let mut bed = Bed::with("stopped", &params);
+    for _ in 0..5 {
+        let mut peers: Vec<_> = (0..300).map(|_| bed.attached(request()).0).collect();
+        let start = Instant::now();
+        // All of them are probed at about the same time.
+        for peer in &mut peers {
+            peer.grant(1);
+        }
+        for peer in &mut peers {
+            while !peer.take().unwrap().header.is_response_requested() {}
+        }
+        let engine = bed.engine.pid();
+        send_signal(engine, Signal::STOP);
+        let is_in_time = start.elapsed() < response;
+        for peer in &mut peers {
+            peer.grant(1);
+        }
+        let has_news = peers[0].has_news(response + response / 4);
+        send_signal(engine, Signal::CONT);
+        if !is_in_time {
+            continue;
+        }
+        assert!(!has_news, "it was stopped");
+        let lost = peers.iter_mut().filter_map(|peer| peer.probe(1).err());
+        assert_eq!(lost.collect::<Vec<_>>(), []);
+        return;
+    }
+    panic!("five attempts in which the probes took longer than {response:?}");
 }
 
 /// Numbers without a pattern, the same for the same seed.
