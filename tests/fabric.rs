@@ -77,6 +77,50 @@ cases! {
     caller_that_does_not_decide
 }
 
+/// A port for one kind of device takes connections on devices of that kind only, by itself and
+/// under a wildcard.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_ports_are_for_their_devices() {
+    let config = smbdirect::fabric::verbs::VerbsConfig::default();
+    with_verbs("ports", &config, cases::ports_are_for_their_devices);
+}
+
+/// Without a device a listener waits, and all else says what is missing.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_without_a_device() {
+    use smbdirect::fabric::verbs::{VerbsConfig, VerbsFabric};
+    use smbdirect::fabric::{ListenOptions, ListenerKey};
+    if std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut it| it.next().is_some()) {
+        return common::skip("verbs_without_a_device", "there is a device");
+    }
+    let poller = smbdirect::sys::Poller::new().unwrap();
+    let mut fabric = VerbsFabric::new(poller.registry(0), VerbsConfig::default()).unwrap();
+    let options = ListenOptions::default();
+    let mut listener: Option<ListenerKey> = None;
+    for text in ["0.0.0.0:445", "[::]:5445", "192.0.2.1:445"] {
+        let address = text.parse().unwrap();
+        let (key, taken) = fabric.listen(address, &options).expect(text);
+        assert_eq!(taken, address);
+        listener = Some(key);
+    }
+    let address = "192.0.2.1".parse().unwrap();
+    for asked in [None, listener] {
+        let why = fabric.local_address(asked, address).unwrap_err();
+        assert!(why.contains("no RDMA device"), "{why}");
+    }
+    let mut connect = fabric_set::world::connect_options("192.0.2.1:445".parse().unwrap());
+    connect.timeout = std::time::Duration::from_secs(1);
+    let now = std::time::Instant::now();
+    let error = fabric.connect(now, &connect).unwrap_err().to_string();
+    assert!(error.contains("no RDMA devices"), "{error}");
+    // It goes on looking.
+    assert!(fabric.next_timeout().is_some());
+    fabric.handle_timeout(now + std::time::Duration::from_secs(60), &mut Vec::new());
+    assert!(fabric.next_timeout().is_some());
+}
+
 /// The tightest protection: memory registered for each operation.
 #[cfg(feature = "verbs")]
 #[test]

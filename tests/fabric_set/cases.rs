@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use smbdirect::fabric::{EndReason, FabricError, FabricEvent, RemoteKey, Status, WrId};
+use smbdirect::fabric::{
+    DeviceKind, EndReason, FabricError, FabricEvent, ListenOptions, RemoteKey, Status, WrId,
+};
 use smbdirect::mem::{MemSlice, Region};
 
 use super::world::*;
@@ -486,4 +488,42 @@ pub(crate) fn caller_that_does_not_decide(world: &mut World) {
         EndReason::Refused(_) | EndReason::PeerClosed | EndReason::Transport(_)
     );
     assert!(is_refused, "{reason:?}");
+}
+
+/// Verbs only: a listener for one kind of device has none of the other.
+pub(crate) fn ports_are_for_their_devices(world: &mut World) {
+    let address = world.address;
+    let own = world.fabric(B).local_address(None, address).unwrap();
+    let own_kind = own.kind.expect("a device has a kind");
+    let other_kind = match own_kind {
+        DeviceKind::Iwarp => DeviceKind::Infiniband,
+        _ => DeviceKind::Iwarp,
+    };
+    let options = |device| ListenOptions {
+        device,
+        ..ListenOptions::default()
+    };
+    // By itself.
+    let at = std::net::SocketAddr::new(address, 0);
+    let refused = world.fabric(B).listen(at, &options(other_kind));
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains(own.device.as_deref().unwrap()), "{text}");
+    let (one, taken) = world.fabric(B).listen(at, &options(own_kind)).unwrap();
+    world.fabric(B).close_listener(one);
+    // Under a wildcard, on a port that is known to be free; a wildcard has no port of its own.
+    let mut any = std::net::SocketAddr::new([0, 0, 0, 0].into(), 0);
+    assert!(world.fabric(B).listen(any, &options(own_kind)).is_err());
+    any.set_port(taken.port());
+    let (wrong, _) = world.fabric(B).listen(any, &options(other_kind)).unwrap();
+    assert!(world.fabric(B).local_address(Some(wrong), address).is_err());
+    world.start(taken, (1, 1));
+    let reason = world.take_end(A);
+    assert!(matches!(reason, EndReason::Refused(_)), "{reason:?}");
+    world.fabric(B).close_listener(wrong);
+    let (right, _) = world.fabric(B).listen(any, &options(own_kind)).unwrap();
+    let known = world.fabric(B).local_address(Some(right), address);
+    assert_eq!(known.unwrap().device, own.device);
+    world.connect_to(taken, (1, 1), (1, 1));
+    world.take_established(A);
+    world.take_established(B);
 }

@@ -190,13 +190,9 @@ impl World {
 
     pub(crate) fn start(&mut self, peer: SocketAddr, depths: (u32, u32)) -> QpKey {
         let options = ConnectOptions {
-            peer,
-            crc: false,
-            mpa_revision: 2,
             ird: depths.0,
             ord: depths.1,
-            private_data: Vec::new(),
-            timeout: Duration::from_secs(20),
+            ..connect_options(peer)
         };
         self.fabric(A).connect(Instant::now(), &options).unwrap()
     }
@@ -244,6 +240,18 @@ const TELL: u64 = 1 << 40;
 
 /// Receives that a test posts on one connection at most.
 pub(crate) const RECEIVES: u32 = 320;
+
+pub(crate) fn connect_options(peer: SocketAddr) -> ConnectOptions {
+    ConnectOptions {
+        peer,
+        crc: false,
+        mpa_revision: 2,
+        ird: 32,
+        ord: 32,
+        private_data: Vec::new(),
+        timeout: Duration::from_secs(20),
+    }
+}
 
 pub(crate) fn accept_options(depths: (u32, u32)) -> AcceptOptions {
     AcceptOptions {

@@ -245,6 +245,11 @@ impl Fabric for VerbsFabric {
         address: SocketAddr,
         options: &ListenOptions,
     ) -> Result<(ListenerKey, SocketAddr), FabricError> {
+        if address.ip().is_unspecified() && address.port() == 0 {
+            return Err(FabricError::Invalid(format!(
+                "{address}: a wildcard is many addresses, which would get a port each: name a port"
+            )));
+        }
         let (kind, backlog) = (options.device, self.config.backlog);
         let new = |key| Entry::Listener(Listener::new(key, address, kind, backlog));
         let key = self.slots.insert(new);
