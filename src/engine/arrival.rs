@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::{Conn, Owner, PRIVATE_RECEIVES};
+use super::fabrics;
 use super::rights::ROOT;
 use super::routing::Refused;
 use super::Engine;
@@ -179,6 +180,7 @@ impl Engine {
     /// A place in a handle's table for a connection.
     pub(super) fn claim_index(&mut self, client: usize, key: usize) -> Result<Owner, Refused> {
         let serial = self.conns[key].serial;
+        let keeps_pages = fabrics::kind(self.conns[key].fabric) == ipc::Fabric::Verbs;
         let no_handle = (libc::EBADF, String::from("open a handle first"));
         let handle = self.clients.handle_at(client).ok_or(no_handle)?;
         let most = handle.table.len();
@@ -189,6 +191,7 @@ impl Engine {
             )
         })?;
         handle.attached += 1;
+        handle.keeps_pages |= keeps_pages;
         Ok(Owner {
             handle: handle.id,
             index,

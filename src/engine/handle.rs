@@ -27,6 +27,9 @@ pub(super) struct Handle {
     /// Indices whose Disconnected entry the owner has not taken yet.
     retired: Vec<(usize, CqPosition)>,
     pub(super) attached: usize,
+    /// A device may know the pages of the area, and would go on with them after others have taken
+    /// their place.
+    pub(super) keeps_pages: bool,
     /// Operations taken from the submission ring whose completion was not told yet.
     pub(super) outstanding: u32,
     /// Connections that could not post all the receives they may.
@@ -70,6 +73,7 @@ impl Handle {
             table: vec![None; connections],
             retired: Vec::new(),
             attached: 0,
+            keeps_pages: false,
             outstanding: 0,
             starved: Vec::new(),
             session_ids: Vec::new(),
@@ -147,7 +151,7 @@ impl Handle {
 
     /// Without connections the receive slots and the send area need no memory.
     pub(super) fn give_memory_back(&mut self) {
-        if self.attached == 0 {
+        if self.attached == 0 && !self.keeps_pages {
             if let Err(error) = self.side.punch_idle() {
                 self.broken.get_or_insert(error);
             }
