@@ -16,9 +16,16 @@ use crate::failure::Failure;
 use crate::session::{Link, Session};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     Read,
     Write,
+}
+
+/// How much, in operations of which size, and how many of them at once.
+pub(super) struct Shape {
+    pub(super) bytes: u64,
+    pub(super) chunk: u64,
+    pub(super) depth: u32,
 }
 
 pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
@@ -35,14 +42,19 @@ pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
     let mut stream = TcpStream::connect(tcp).map_err(Failure::of("TCP"))?;
     stream.set_nodelay(true).map_err(Failure::of("TCP"))?;
 
+    let shape = Shape {
+        bytes: args.bytes,
+        chunk: args.chunk,
+        depth: args.depth,
+    };
     let mut rows = Vec::new();
     for direction in [Direction::Write, Direction::Read] {
         let [mut over_tcp, mut without, mut with] = [const { Vec::new() }; 3];
         // The first round warms caches and TCP's windows up, and does not count.
         for round in 0..=args.repeat {
-            let a = tcp_rate(&mut stream, &mut plain_memory, direction, args)?;
-            let b = plain.rate(&mut session, &memory, direction, args)?;
-            let c = checked.rate(&mut session, &memory, direction, args)?;
+            let a = tcp_rate(&mut stream, &mut plain_memory, direction, &shape)?;
+            let b = plain.rate(&mut session, &memory, direction, &shape)?;
+            let c = checked.rate(&mut session, &memory, direction, &shape)?;
             if round > 0 {
                 over_tcp.push(a);
                 without.push(b);
@@ -69,13 +81,17 @@ pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
 }
 
 /// The helper's memory.
-struct Remote {
-    link: Link,
+pub(super) struct Remote {
+    pub(super) link: Link,
     descriptor: BufferDescriptor,
 }
 
 impl Remote {
-    fn connect(session: &mut Session, peer: SocketAddr, crc: bool) -> Result<Self, Failure> {
+    pub(super) fn connect(
+        session: &mut Session,
+        peer: SocketAddr,
+        crc: bool,
+    ) -> Result<Self, Failure> {
         let link = session.connect(&connect_options(peer, crc))?;
         loop {
             match session.next(Some(patience()))? {
@@ -93,25 +109,25 @@ impl Remote {
     }
 
     /// MB/s of one repetition, until the last byte is known to be there.
-    fn rate(
+    pub(super) fn rate(
         &mut self,
         session: &mut Session,
         memory: &MemSlice,
         direction: Direction,
-        args: &Args,
+        shape: &Shape,
     ) -> Result<f64, Failure> {
-        let slots = (BULK_BYTES as u64 / args.chunk).max(1);
-        let count = args.bytes.div_ceil(args.chunk).max(1);
+        let slots = (BULK_BYTES as u64 / shape.chunk).max(1);
+        let count = shape.bytes.div_ceil(shape.chunk).max(1);
         let (mut posted, mut done) = (0, 0);
         let start = Instant::now();
         while done < count {
-            while posted < count && posted - done < u64::from(args.depth) {
+            while posted < count && posted - done < u64::from(shape.depth) {
                 self.post(
                     session,
                     memory,
                     direction,
-                    posted % slots * args.chunk,
-                    args.chunk,
+                    posted % slots * shape.chunk,
+                    shape.chunk,
                 )?;
                 posted += 1;
             }
@@ -143,7 +159,7 @@ impl Remote {
                 }
             }
         }
-        Ok((count * args.chunk) as f64 / start.elapsed().as_secs_f64() / 1e6)
+        Ok((count * shape.chunk) as f64 / start.elapsed().as_secs_f64() / 1e6)
     }
 
     fn post(
@@ -168,17 +184,17 @@ impl Remote {
 }
 
 /// MB/s of the same bytes over TCP. The helper answers one byte when it has all of a write.
-fn tcp_rate(
+pub(super) fn tcp_rate(
     stream: &mut TcpStream,
     memory: &mut [u8],
     direction: Direction,
-    args: &Args,
+    shape: &Shape,
 ) -> Result<f64, Failure> {
     let failed = || Failure::of("TCP");
-    let count = args.bytes.div_ceil(args.chunk).max(1);
-    let total = count * args.chunk;
+    let count = shape.bytes.div_ceil(shape.chunk).max(1);
+    let total = count * shape.chunk;
     // At most the memory, which has 16 MiB as the largest chunk.
-    let (chunk, mut at) = (args.chunk as usize, 0);
+    let (chunk, mut at) = (shape.chunk as usize, 0);
     // As much memory as RDMA uses, so that neither side has the caches for itself.
     let start = Instant::now();
     let mut order = [0; 9];

@@ -5,6 +5,7 @@
 //! that a machine that changes its speed meanwhile does not favour one.
 
 mod bulk;
+mod fabric;
 mod helper;
 mod load;
 mod process;
@@ -14,6 +15,7 @@ mod small;
 mod smb;
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{json, Value};
@@ -33,7 +35,10 @@ pub(crate) use helper::Args as HelperArgs;
 /// relay process. scale: connections per second, and memory and CPU of idle connections, each
 /// with a handle of its own.
 ///
-/// All of it runs on 127.0.0.1 with children of this process; nothing else is touched. Figures are
+/// fabric, only if asked for: sends, RDMA READ and RDMA WRITE between two processes by software iWARP
+/// and, with --address, by the RDMA device of that address, each against TCP.
+///
+/// All else runs on 127.0.0.1 with children of this process; nothing else is touched. Figures are
 /// medians of repetitions that alternate between the two sides of a ratio.
 ///
 /// With --smb instead: READ and WRITE of a file that is made in a share of an SMB server, and
@@ -51,6 +56,7 @@ pub(crate) use helper::Args as HelperArgs;
 #[command(after_long_help = "Examples:\n  \
     smbdirect bench\n  \
     smbdirect bench --only bulk --bytes 2G --repeat 9\n  \
+    smbdirect bench --only fabric --address 192.0.2.1\n  \
     smbdirect bench --json > result.json\n  \
     smbdirect bench --load --connections 1000 --seconds 600\n  \
     SMBDIRECT_PASSWORD=secret smbdirect bench --smb //192.0.2.1/data --user me\n  \
@@ -58,9 +64,13 @@ pub(crate) use helper::Args as HelperArgs;
     --cpu-of $(pgrep -ox smbdirect) --cpu-of $(pgrep -ox smbd)\n\n\
     Exit status: 0 measured (whatever the figures), 1 failure, 2 wrong usage.")]
 pub(crate) struct Args {
-    /// Measure only this, may be given several times: bulk, small, scale
-    #[arg(long, value_name = "WHAT", value_parser = ["bulk", "small", "scale"])]
+    /// Measure only this, may be given several times: bulk, small, scale; or fabric, which is not
+    /// measured without being asked for
+    #[arg(long, value_name = "WHAT", value_parser = ["bulk", "small", "scale", "fabric"])]
     only: Vec<String>,
+    /// With --only fabric: an address of this host that has an RDMA device, to measure that, too
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
     /// Repetitions of each measurement
     #[arg(long, value_name = "COUNT", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -170,6 +180,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.load {
         progress("many connections with mixed traffic");
         rows.extend(load::measure(args)?);
+    }
+    if args.only.iter().any(|only| only == "fabric") {
+        progress("fabrics");
+        rows.extend(fabric::measure(args)?);
+    } else if args.address.is_some() {
+        return Err(Failure::Usage("--address: it is for --only fabric".into()));
     }
     if wants("bulk") {
         progress("bulk");
