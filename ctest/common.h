@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
  * What the test programs share: checks, an engine of their own, and two handles that are
- * connected through it over 127.0.0.1. Everything else comes from smbdirect.h.
+ * connected through it. Everything else comes from smbdirect.h.
  */
 #ifndef CTEST_COMMON_H
 #define CTEST_COMMON_H
@@ -183,6 +183,25 @@ static inline struct smbd_params default_params(void)
 	return params;
 }
 
+/* Where the tests are: 127.0.0.1, or SMBDIRECT_TEST_ADDRESS. */
+static inline in_addr_t test_address(void)
+{
+	const char *text = getenv("SMBDIRECT_TEST_ADDRESS");
+
+	return text != NULL ? inet_addr(text) : htonl(INADDR_LOOPBACK);
+}
+
+/* Software iWARP, or what SMBDIRECT_TEST_FABRIC says. */
+static inline uint32_t test_fabric(void)
+{
+	const char *text = getenv("SMBDIRECT_TEST_FABRIC");
+
+	if (text != NULL && strcmp(text, "verbs") == 0) {
+		return SMBD_FABRIC_VERBS;
+	}
+	return SMBD_FABRIC_SOFT_IWARP;
+}
+
 static inline void set_address(struct sockaddr_storage *storage,
 			       uint32_t *length,
 			       uint16_t port)
@@ -191,7 +210,7 @@ static inline void set_address(struct sockaddr_storage *storage,
 
 	memset(storage, 0, sizeof(*storage));
 	in->sin_family = AF_INET;
-	in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	in->sin_addr.s_addr = test_address();
 	in->sin_port = htons(port);
 	*length = sizeof(*in);
 }
@@ -207,6 +226,7 @@ static inline struct smbd_listen_options listen_options(uint16_t port)
 
 	memset(&options, 0, sizeof(options));
 	options.size = sizeof(options);
+	options.fabric = test_fabric();
 	set_address(&options.address, &options.address_length, port);
 	return options;
 }
@@ -217,11 +237,12 @@ static inline struct smbd_connect_options connect_options(uint16_t port)
 
 	memset(&options, 0, sizeof(options));
 	options.size = sizeof(options);
+	options.fabric = test_fabric();
 	set_address(&options.address, &options.address_length, port);
 	return options;
 }
 
-/* The parent of a server that listens on a free port of 127.0.0.1. */
+/* The parent of a server that listens on a free port. */
 static inline struct smbd_handle *open_server(const struct smbd_params *params,
 					      uint16_t *out_port)
 {

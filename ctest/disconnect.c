@@ -107,11 +107,11 @@ static void test_interfaces(struct pair *pair)
 		CHECK(memchr(interfaces[i].name, 0, 16) != NULL);
 		CHECK(interfaces[i].reason[0] != '\0');
 		if (in->sin_family == AF_INET &&
-		    in->sin_addr.s_addr == htonl(INADDR_LOOPBACK)) {
+		    in->sin_addr.s_addr == test_address()) {
 			is_found = true;
 			CHECK(interfaces[i].capability & SMBD_INTERFACE_RDMA);
 			CHECK_EQ(interfaces[i].fabric,
-				 SMBD_FABRIC_SOFT_IWARP);
+				 test_fabric());
 		}
 	}
 	CHECK(is_found);

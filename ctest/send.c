@@ -118,13 +118,13 @@ static void test_info(struct pair *pair)
 	CHECK_EQ(smbd_get_connection_info(pair->server, 1, &info), -ENOTCONN);
 	CHECK_OK(smbd_get_connection_info(pair->server, pair->at_server,
 					  &info));
-	CHECK_EQ(info.fabric, SMBD_FABRIC_SOFT_IWARP);
+	CHECK_EQ(info.fabric, test_fabric());
 	in = (struct sockaddr_in *)&info.local;
 	CHECK_EQ(in->sin_family, AF_INET);
 	CHECK_EQ(ntohs(in->sin_port), pair->port);
-	CHECK_EQ(ntohl(in->sin_addr.s_addr), INADDR_LOOPBACK);
+	CHECK_EQ(in->sin_addr.s_addr, test_address());
 	in = (struct sockaddr_in *)&info.peer;
-	CHECK_EQ(ntohl(in->sin_addr.s_addr), INADDR_LOOPBACK);
+	CHECK_EQ(in->sin_addr.s_addr, test_address());
 	CHECK(in->sin_port != 0);
 	CHECK_EQ(info.max_fragmented_send_size, 1048576);
 	CHECK_EQ(info.max_receive_size, 1364);

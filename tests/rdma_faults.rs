@@ -13,7 +13,9 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use common::{negotiate, open_at, until_end, until_status, wait_for, wait_readable, PATIENCE};
+use common::{
+    negotiate, open_at, test_kind, until_end, until_status, wait_for, wait_readable, PATIENCE,
+};
 use engine_process::{register, Bystanders, EngineProcess};
 use smbdirect::client::{Event, EventKind, Handle, RdmaOp};
 use smbdirect::fabric::{Access, ConnectOptions};
@@ -40,7 +42,11 @@ struct Peer {
 impl Peer {
     /// Connects to the handle that has registered [`GUID`], and tells it where memory is.
     fn connect(address: SocketAddr) -> Self {
-        let mut endpoint = Endpoint::new(Config::default()).unwrap();
+        let config = Config {
+            kind: test_kind(),
+            ..Config::default()
+        };
+        let mut endpoint = Endpoint::new(config).unwrap();
         let options = ConnectOptions {
             peer: address,
             crc: false,

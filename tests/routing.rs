@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{
-    binding, connect_and_send, connect_spec, negotiate, send, smb2_header, until_end, until_status,
-    wait_for, TestEngine,
+    binding, connect_and_send, connect_spec, negotiate, send, smb2_header, test_address,
+    test_fabric, until_end, until_status, wait_for, TestEngine,
 };
 use smbdirect::client::{EventKind, Handle, OpenOptions};
 use smbdirect::engine::{Config, Listen};
-use smbdirect::ipc::{self, Params, SessionSpec};
+use smbdirect::ipc::{Params, SessionSpec};
 use smbdirect::ring::{flags, AreaOptions};
 
 const GUID: [u8; 16] = *b"client-guid-0001";
@@ -301,12 +301,12 @@ fn a_silent_connection_does_not_wait_for_ever() {
 
 #[test]
 fn without_a_parent_nothing_new_is_taken() {
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let spare = std::net::TcpListener::bind((test_address(), 0)).unwrap();
     let address = spare.local_addr().unwrap();
     drop(spare);
     let engine = TestEngine::start_with(|config| {
         config.listen.push(Listen {
-            fabric: ipc::Fabric::SoftIwarp,
+            fabric: test_fabric(),
             address,
             is_default_port: false,
             options: Default::default(),

@@ -10,7 +10,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use smb::{channels, noise, pieces, profiles, start, Client, BLANK, SOURCE, TARGET};
+use smb::{channels, invalidate, noise, pieces, profiles, start, Client, BLANK, SOURCE, TARGET};
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
     channel, status, Dialect, FileId, Memory, OpenMode, Profile, ReadRequest, Request, WriteRequest,
@@ -91,7 +91,7 @@ fn memory_in_any_pieces() {
             let size = split.iter().sum();
             let what = format!("{}, {} pieces, {size} bytes", profile.name, split.len());
             let data = noise(size, i as u64);
-            let id = channel::RDMA_V1_INVALIDATE;
+            let id = invalidate();
             client.write(0, &data, split, id, &what);
             assert!(
                 fs::read(server.share("pieces")).unwrap()[..size] == data,
@@ -212,7 +212,7 @@ fn many_requests_wait_for_their_turn() {
         let mut reads = Vec::new();
         for &size in &sizes {
             let memory = client.register(&target.slice(at, size).unwrap(), TARGET);
-            let id = channel::RDMA_V1_INVALIDATE;
+            let id = invalidate();
             let descriptors = memory.descriptors();
             let read = ReadRequest::rdma(client.file, at as u64, size as u32, id, descriptors);
             let id = client.it.submit(read.to_request(client.tree).unwrap());
@@ -225,7 +225,7 @@ fn many_requests_wait_for_their_turn() {
             let response = client.it.wait(id).unwrap().success().unwrap();
             let result = response.read_result().unwrap();
             assert_eq!(result.data_remaining as usize, size, "{name}");
-            client.finish(&memory, &response, channel::RDMA_V1_INVALIDATE, &name);
+            client.finish(&memory, &response, invalidate(), &name);
         }
         assert!(target.to_vec() == data, "{name}");
         fs::remove_file(server.share(&name)).unwrap();
@@ -242,7 +242,7 @@ fn compounds_with_rdma() {
     fs::write(server.share("compound"), &data).unwrap();
     let mut client = Client::new(&server, &Profile::windows(), Dialect::Smb311, "other");
     let memory = Memory::allocate(data.len()).unwrap();
-    let id = channel::RDMA_V1_INVALIDATE;
+    let id = invalidate();
     for round in 0..3 {
         let what = format!("round {round}");
         let target = client.register_pieces(&memory, &[150_000, 50_000], TARGET);

@@ -14,7 +14,7 @@ use std::fs;
 
 use rustix::process::Signal;
 use samba::{send_signal, Server};
-use smb::{credentials, noise, open_share, rdma, start_with, tcp, SOURCE, TARGET};
+use smb::{credentials, direct, noise, open_share, start_with, tcp, SOURCE, TARGET};
 use smbdirect::fabric::Access;
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
@@ -33,7 +33,7 @@ struct Client {
 
 impl Client {
     fn new(server: &Server, profile: &Profile, options: &Options) -> Self {
-        Self::over(Connection::direct(rdma(server), profile, options).unwrap())
+        Self::over(direct(server, profile, options).unwrap())
     }
 
     fn over(it: Connection) -> Self {
@@ -599,7 +599,7 @@ fn connections_end_while_requests_are_in_flight() {
     let file = client.create("file");
     for round in 0..3 {
         // Another channel of the same session uses up all memory, and dies.
-        let mut dying = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        let mut dying = direct(&server, &Profile::windows(), &options).unwrap();
         dying.bind(&client.session, &credentials()).unwrap();
         let mut dying = Client {
             it: dying,
@@ -649,7 +649,7 @@ fn interim_responses_invalidate_nothing() {
     let options = options(Dialect::Smb311);
     let mut client = Client::new(&server, &Profile::windows(), &options);
     let file = client.create("file");
-    let mut other = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+    let mut other = direct(&server, &Profile::windows(), &options).unwrap();
     other.bind(&client.session, &credentials()).unwrap();
     let mut other = Client {
         it: other,
@@ -724,7 +724,7 @@ fn the_engine_ends_while_requests_are_in_flight() {
     let mut client = Client::over(Connection::tcp(tcp(&server), &options).unwrap());
     let file = client.create("file");
     for _ in 0..2 {
-        let mut dying = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        let mut dying = direct(&server, &Profile::windows(), &options).unwrap();
         dying.bind(&client.session, &credentials()).unwrap();
         let mut dying = Client {
             it: dying,
@@ -741,7 +741,7 @@ fn the_engine_ends_while_requests_are_in_flight() {
         server.start_engine();
         server.wait_for_smb_direct();
         // smbd comes back to the engine within seconds, and all of its memory is free.
-        let mut next = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        let mut next = direct(&server, &Profile::windows(), &options).unwrap();
         next.bind(&client.session, &credentials()).unwrap();
         let mut next = Client {
             it: next,

@@ -11,7 +11,7 @@ use std::fs;
 
 use rustix::process::Signal;
 
-use smb::{noise, open_direct, open_share, options, profiles, rdma, start, start_with, tcp};
+use smb::{direct, noise, open_direct, open_share, options, profiles, start, start_with, tcp};
 use smb::{Client, SOURCE, TARGET};
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
@@ -204,7 +204,7 @@ fn three_channels(server: &samba::Server) -> (Session, u32, Connection, [Connect
     let first = Connection::tcp(tcp(server), &options).unwrap();
     let (first, session, tree) = open_share(first);
     let direct = [Profile::linux(), Profile::windows()].map(|profile| {
-        let mut it = Connection::direct(rdma(server), &profile, &options).unwrap();
+        let mut it = direct(server, &profile, &options).unwrap();
         it.bind(&session, &smb::credentials()).unwrap();
         it
     });
@@ -281,7 +281,7 @@ fn a_session_survives_the_engine() {
         client_guid: first.client_guid(),
         ..options(Dialect::Smb311, Signing::IfRequired)
     };
-    let mut again = Connection::direct(rdma(&server), &Profile::linux(), &options).unwrap();
+    let mut again = direct(&server, &Profile::linux(), &options).unwrap();
     again.bind(&session, &smb::credentials()).unwrap();
     let target = Memory::allocate(data.len()).unwrap();
     for flying in submit_all(&mut again, (tree, file), &target, 16, true) {

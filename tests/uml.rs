@@ -18,7 +18,8 @@ use serde_json::Value;
 use common::skip;
 use samba::{send_signal, Options, Server};
 use uml::{
-    isolated, make_tap, parts, smb_conf, smb_conf_listening, Bed, Ended, Guest, PASSWORD, SERVER,
+    isolated, kernel_and_tools, make_tap, parts, smb_conf, smb_conf_listening, Bed, Ended, Guest,
+    MORE_ADDRESSES, PASSWORD, SERVER, VERBS,
 };
 
 /// Runs a set of checks with the server on the host.
@@ -54,6 +55,25 @@ fn within_a_guest(test: &str, set: &str) {
 
 /// The same with more settings.
 fn within_a_guest_with(test: &str, set: &str, settings: &[(&str, String)]) {
+    in_bed(test, Bed::Guest, set, settings);
+}
+
+/// Runs a set of checks over RDMA devices of the guest, `rxe` or `siw`: the client has one, and the
+/// server, whose engine listens with `listen`, has the other one.
+fn over_verbs(test: &str, device: &str, listen: &str, set: &str, more: &[(&str, String)]) {
+    if kernel_and_tools(test, &VERBS).is_none() {
+        return;
+    }
+    let mut settings = vec![
+        ("FABRIC", device.to_owned()),
+        ("ENGINE_OPTIONS", listen.to_owned()),
+        ("SMB_CONF", smb_conf_listening("")),
+    ];
+    settings.extend_from_slice(more);
+    in_bed(test, Bed::Verbs, set, &settings);
+}
+
+fn in_bed(test: &str, bed: Bed, set: &str, settings: &[(&str, String)]) {
     let Some(parts) = parts(test) else { return };
     if !isolated(test) {
         return;
@@ -61,7 +81,7 @@ fn within_a_guest_with(test: &str, set: &str, settings: &[(&str, String)]) {
     try_often(|passed| {
         let mut settings = settings.to_vec();
         settings.push(("PASSED", passed.join(" ")));
-        let guest = Guest::start(&parts, Bed::Guest, set, &settings);
+        let guest = Guest::start(&parts, bed, set, &settings);
         guest.finish(|question| Err(format!("nobody answers '{question}'")))
     });
 }
@@ -234,4 +254,26 @@ fn guest_lost_channels() {
 #[test]
 fn guest_failures() {
     within_a_guest("guest_failures", "failures");
+}
+
+/// All addresses of the server, the ports of SMB Direct for the kind of the device.
+const EVERYWHERE: &str = "--listen verbs:0.0.0.0";
+
+#[test]
+fn rxe_dialects() {
+    over_verbs("rxe_dialects", "rxe", EVERYWHERE, "dialects", &[]);
+}
+
+#[test]
+fn siw_dialects() {
+    over_verbs("siw_dialects", "siw", EVERYWHERE, "dialects", &[]);
+}
+
+/// One engine with both fabrics, and clients on both.
+#[test]
+fn siw_mixed() {
+    let software = MORE_ADDRESSES[0];
+    let listen = format!("--listen verbs:{SERVER} --listen {software}:5445");
+    let more = ("SOFTWARE", software.to_owned());
+    over_verbs("siw_mixed", "siw", &listen, "mixed", &[more]);
 }

@@ -12,7 +12,13 @@ use std::time::{Duration, Instant};
 
 use smbdirect::client::{Event, EventKind, Handle, OpenOptions, SendPdu};
 use smbdirect::engine::{Config, Engine};
-use smbdirect::ipc::{self, Caller, ConnectSpec, Fabric, ListenSpec, Params, Status};
+use smbdirect::ipc::{self, Caller, ConnectSpec, ListenSpec, Params, Status};
+
+#[allow(clippy::duplicate_mod)]
+#[path = "target.rs"]
+mod target;
+#[allow(unused_imports)]
+pub(crate) use target::{address as test_address, fabric as test_fabric, kind as test_kind};
 
 /// How long anything may take before the test says that it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,8 +92,8 @@ pub(crate) fn open_at(socket: &Path, parent: bool) -> Handle {
 /// Listens on a free port.
 pub(crate) fn listen(parent: &mut Handle) -> SocketAddr {
     let spec = ListenSpec {
-        fabric: Fabric::SoftIwarp,
-        address: "127.0.0.1:0".parse().unwrap(),
+        fabric: test_fabric(),
+        address: (test_address(), 0).into(),
         crc: false,
     };
     parent.listen(&spec).unwrap()
@@ -96,7 +102,7 @@ pub(crate) fn listen(parent: &mut Handle) -> SocketAddr {
 /// How to connect there.
 pub(crate) fn connect_spec(address: SocketAddr) -> ConnectSpec {
     ConnectSpec {
-        fabric: Fabric::SoftIwarp,
+        fabric: test_fabric(),
         address,
         crc: false,
         mpa_revision: 2,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{kill_process, kill_process_group, Pid, Signal};
 use serde_json::Value;
 
-use crate::common::{library, program, root, skip, tool_is_missing};
+use crate::common::{library, program, root, skip, target, tool_is_missing};
 
 /// How long anything may take before the test says that it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -303,7 +303,7 @@ impl Server {
              server smb direct = yes
              smb direct library = {library}
              smb direct engine socket = {dir}/engine.sock
-             smb direct listen = 127.0.0.1:{}
+             smb direct listen = {}
              {}
              [share]
              path = {dir}/share
@@ -313,7 +313,11 @@ impl Server {
              directory mask = 0777
              ",
             self.tcp_port,
-            self.rdma_port,
+            // RDMA devices are the engine's to listen on.
+            match target::is_verbs() {
+                true => String::new(),
+                false => target::target(self.rdma_port),
+            },
             options
                 .global
                 .replace("@DIR@", &dir.to_string())
@@ -335,11 +339,14 @@ impl Server {
 
     /// Starts an engine and waits until it answers.
     pub(crate) fn start_engine(&mut self) {
+        let listen = ["--listen".to_owned(), target::target(self.rdma_port)];
+        let listen = listen.into_iter().filter(|_| target::is_verbs());
         let mut engine = Process::start(
             Command::new(program())
                 .arg("engine")
                 .arg("--socket")
                 .arg(self.dir.join("engine.sock"))
+                .args(listen)
                 .stdin(Stdio::null())
                 .stdout(self.log("engine.log"))
                 .stderr(self.log("engine.log")),
@@ -425,7 +432,7 @@ impl Server {
         let proxy = Process::start(
             Command::new(program())
                 .args(["proxy", "--listen", "127.0.0.1:0", "--connect"])
-                .arg(format!("127.0.0.1:{}", self.rdma_port))
+                .arg(target::target(self.rdma_port))
                 .stdin(Stdio::null())
                 .stdout(self.log("proxy.out"))
                 .stderr(self.log("proxy.log")),

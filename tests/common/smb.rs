@@ -7,9 +7,10 @@ use smbdirect::fabric::Access;
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
     channel, Connection, Credentials, Dialect, FileId, Memory, OpenMode, Options, Profile,
-    Response, Session, Signing,
+    Response, Session, Signing, SmbError,
 };
 
+use crate::common::target;
 use crate::samba::{samba, user, Server};
 
 /// The password of the one user.
@@ -62,7 +63,7 @@ pub(crate) fn options(dialect: Dialect, signing: Signing) -> Options {
 
 /// Where the server takes SMB Direct.
 pub(crate) fn rdma(server: &Server) -> SocketAddr {
-    ([127, 0, 0, 1], server.rdma_port).into()
+    (target::address(), server.rdma_port).into()
 }
 
 /// Where the server takes plain TCP.
@@ -87,7 +88,31 @@ pub(crate) fn open_direct(
     profile: &Profile,
     options: &Options,
 ) -> (Connection, Session, u32) {
-    open_share(Connection::direct(rdma(server), profile, options).unwrap())
+    open_share(direct(server, profile, options).unwrap())
+}
+
+/// An SMB Direct connection.
+pub(crate) fn direct(
+    server: &Server,
+    profile: &Profile,
+    options: &Options,
+) -> Result<Connection, SmbError> {
+    Connection::direct(rdma(server), &over_fabric(profile), options)
+}
+
+/// The profile, over the fabric of the tests.
+pub(crate) fn over_fabric(profile: &Profile) -> Profile {
+    let mut profile = profile.clone();
+    profile.config.kind = target::kind();
+    profile
+}
+
+/// The channel whose first token the server invalidates, where it can.
+pub(crate) fn invalidate() -> u32 {
+    match target::can_be_invalidated() {
+        true => channel::RDMA_V1_INVALIDATE,
+        false => channel::RDMA_V1,
+    }
 }
 
 /// The server may place data.
@@ -204,6 +229,7 @@ impl Client {
 pub(crate) fn channels(dialect: Dialect) -> &'static [u32] {
     match dialect {
         Dialect::Smb300 => &[channel::RDMA_V1],
+        _ if !target::can_be_invalidated() => &[channel::RDMA_V1],
         _ => &[channel::RDMA_V1, channel::RDMA_V1_INVALIDATE],
     }
 }

@@ -39,7 +39,13 @@ pub(crate) fn parts(test: &str) -> Option<Parts> {
     Some(Parts { samba, kernel })
 }
 
-/// A kernel, and what its guests use; `tools` are further ones, each with its package. `None`:
+/// What the verbs fabric uses in a guest.
+pub(crate) const VERBS: [(&str, &str); 2] = [
+    ("/usr/include/rdma/rdma_cma.h", "librdmacm-dev"),
+    ("/etc/libibverbs.d/rxe.driver", "ibverbs-providers"),
+];
+
+/// A kernel, and what its guests use; `tools` are further ones, or files, each with its package. `None`:
 /// something is not available here, which has been told.
 pub(crate) fn kernel_and_tools(test: &str, tools: &[(&str, &str)]) -> Option<PathBuf> {
     match find_tools(tools).and_then(|()| kernel()) {
@@ -62,7 +68,11 @@ fn find_tools(more: &[(&str, &str)]) -> Result<(), String> {
         ("cc", "gcc"),
     ];
     for (tool, package) in tools.iter().chain(more) {
-        if tool_is_missing(tool) {
+        let is_missing = match tool.starts_with('/') {
+            true => !Path::new(tool).exists(),
+            false => tool_is_missing(tool),
+        };
+        if is_missing {
             return Err(format!("{tool} is not installed (package {package})"));
         }
     }

@@ -93,12 +93,19 @@ start_ksmbd() {
     read only = no
 CONF
     ksmbd.adduser -a root -p "$PASSWORD" && ksmbd.mountd &&
-        wait_until "ksmbd listens for SMB Direct" ksmbd_listens
+        wait_until "ksmbd listens for SMB Direct" ksmbd_listens &&
+        # rdma_cm waits for ARP only once.
+        wait_until "ksmbd can be reached" \
+            "${in_place[@]}" bash -c "(: </dev/tcp/$SERVER/445) 2>/dev/null"
 }
 
 # Runs test TEST of the host's test program TEST_PROGRAM, which tells of each of its parts itself.
 set_ksmbd() {
-    SMBDIRECT_TEST_KSMBD=$SERVER SMBDIRECT_TEST_SHARE=$ksmbd_share SMBDIRECT_TEST_FABRIC=$FABRIC \
+    case $FABRIC in
+    soft-iwarp) export SMBDIRECT_TEST_FABRIC=$FABRIC ;;
+    *) export SMBDIRECT_TEST_FABRIC=verbs SMBDIRECT_TEST_DEVICE=$FABRIC ;;
+    esac
+    SMBDIRECT_TEST_KSMBD=$SERVER SMBDIRECT_TEST_SHARE=$ksmbd_share \
         "${in_place[@]}" "$TEST_PROGRAM" --exact "$TEST" --nocapture >&4 2>&1 || {
         dmesg | tail -n 40
         echo "@@ fail $TEST"
@@ -128,7 +135,9 @@ set_tests() {
     local label program arguments name
     export SMBDIRECT_PROGRAM SMBDIRECT_LIBRARY SMBDIRECT_TEST_SAMBA
     export SMBDIRECT_TEST_ADDRESS=$SERVER SMBDIRECT_TEST_FABRIC=verbs SMBDIRECT_TEST_RDMA=1
+    export SMBDIRECT_TEST_DEVICE=$FABRIC
     while read -r label program arguments; do
+        [[ -n $label ]] || continue
         if [[ $program == exec ]]; then
             # shellcheck disable=SC2086 # a command
             check_program "$label" $arguments </dev/null
