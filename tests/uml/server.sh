@@ -42,13 +42,11 @@ server() {
 
 # --- engine and smbd in the guest -----------------------------------------------------------------
 
-# With software iWARP they have a network namespace of their own.
-in_server() {
-    case $BED in
-    guest) ip netns exec server "$@" ;;
-    *) "$@" ;;
-    esac
-}
+# With software iWARP they have a network namespace of their own. What starts in the background
+# does so by these words, not by a function: $! would be a shell.
+place=()
+[[ $BED != guest ]] || place=(ip netns exec server)
+in_server() { "${place[@]}" "$@"; }
 
 status_json() { "$PROGRAM" status --json --socket "$state/engine.sock" 2>/dev/null; }
 
@@ -67,14 +65,14 @@ guest_sum() { sha256sum <"$state/share/$1" | cut -d ' ' -f 1; }
 
 start_engine() {
     # shellcheck disable=SC2086 # a list of options
-    in_server "$PROGRAM" engine --socket "$state/engine.sock" $ENGINE_OPTIONS \
+    "${place[@]}" "$PROGRAM" engine --socket "$state/engine.sock" $ENGINE_OPTIONS \
         >>"$state/engine.log" 2>&1 &
     engine_pid=$!
     wait_until "the engine answers" eval 'status_json >/dev/null'
 }
 
 start_smbd() {
-    in_server "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
+    "${place[@]}" "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
         >>"$state/smbd.out" 2>&1 &
     smbd_pid=$!
     wait_until "smbd listens for SMB Direct" smbd_is_ready
