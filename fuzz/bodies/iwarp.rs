@@ -317,6 +317,12 @@ impl World {
                 let now = self.now;
                 self.fabric.handle_timeout(now, &mut self.events);
                 self.take_events();
+                // A timer that stays in the past keeps its caller turning in circles.
+                let next = self.fabric.next_timeout();
+                assert!(
+                    next.is_none_or(|next| next > now),
+                    "a timer that never ends"
+                );
             }
             _ => match input.below(8) {
                 0 => self.peer = None,
