@@ -1,6 +1,6 @@
 //! What the owner has submitted: PDUs and RDMA operations, from the queue to their completion.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::debug;
 
@@ -265,7 +265,16 @@ impl Conn {
                         return;
                     }
                     self.work.pop_front();
+                    let error = self.ops.get(key as usize).map_or(0, |op| op.error);
                     self.finish_op_if_done(clients, key);
+                    if error != 0 {
+                        // A response behind it would tell the peer that its data is in place. The
+                        // handle's memory may be gone because its process is.
+                        self.latch_end(error, "an RDMA operation could not be started");
+                        self.work.clear();
+                        self.disconnect(fabric, now, Duration::ZERO);
+                        return;
+                    }
                 }
             }
         }
