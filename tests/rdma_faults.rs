@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use common::{
-    negotiate, open_at, test_kind, until_end, until_status, wait_for, wait_readable, PATIENCE,
+    negotiate, open_at, send, test_kind, until_end, until_status, wait_for, wait_readable, PATIENCE,
 };
 use engine_process::{register, Bystanders, EngineProcess};
 use smbdirect::client::{Event, EventKind, Handle, RdmaOp};
@@ -25,18 +25,22 @@ use smbdirect::ring::{Descriptor, Segment};
 
 /// Names the control socket for the worker process; see [`worker_process`].
 const WORKER: &str = "SMBDIRECT_TEST_RDMA_WORKER";
-/// `read` or `write`, for the worker process.
+/// `read`, `write` or `answer`, for the worker process.
 const DIRECTION: &str = "SMBDIRECT_TEST_RDMA_DIRECTION";
 const GUID: [u8; 16] = *b"guid-of-a-worker";
 const SIZE: usize = 1 << 20;
 /// More than the socket buffers of a connection hold.
 const OPERATIONS: u64 = 64;
+/// More than the engine starts of one connection at once, so that some still wait there.
+const BEFORE_ANSWER: u64 = 400;
+const PAGE: usize = 4096;
 /// What tells of a peer that has gone without a word: TCP's end, or a reset of TCP.
 const PEER_GONE: [i32; 2] = [-libc::ECONNRESET, -libc::ECONNABORTED];
 
 /// The endpoint that stops to take part.
 struct Peer {
     endpoint: Endpoint,
+    memory: MemSlice,
 }
 
 impl Peer {
@@ -47,6 +51,7 @@ impl Peer {
             ..Config::default()
         };
         let mut endpoint = Endpoint::new(config).unwrap();
+        let memory = MemSlice::new(&Region::anonymous(SIZE).unwrap(), 0, SIZE).unwrap();
         let options = ConnectOptions {
             peer: address,
             crc: false,
@@ -57,13 +62,13 @@ impl Peer {
             timeout: PATIENCE,
         };
         let id = endpoint.connect(&options).unwrap();
-        let mut peer = Self { endpoint };
+        let mut peer = Self { endpoint, memory };
         peer.until(|event| matches!(event, PeerEvent::Connected { .. }));
-        let memory = MemSlice::new(&Region::anonymous(SIZE).unwrap(), 0, SIZE).unwrap();
         let access = Access {
             remote_read: true,
             remote_write: true,
         };
+        let memory = peer.memory.clone();
         let there = peer.endpoint.register(id, memory, access).unwrap();
         let mut named = there.offset.to_le_bytes().to_vec();
         named.extend(there.token.to_le_bytes());
@@ -95,8 +100,8 @@ impl Peer {
     }
 }
 
-/// Takes what [`Peer::connect`] sends and submits operations that stay in flight.
-fn start_operations(handle: &mut Handle, is_read: bool) -> u64 {
+/// Takes what [`Peer::connect`] sends: the connection, and the peer's memory.
+fn await_memory(handle: &mut Handle) -> (u64, Descriptor) {
     wait_for(handle, EventKind::PduReceived);
     let (event, bytes) = wait_for(handle, EventKind::PduReceived);
     let (offset, token) = bytes.split_at(8);
@@ -105,25 +110,78 @@ fn start_operations(handle: &mut Handle, is_read: bool) -> u64 {
         token: u32::from_le_bytes(token.try_into().unwrap()),
         length: SIZE as u32,
     };
-    let here = Segment {
+    (event.connection, there)
+}
+
+/// Our RDMA buffers, as far as they are used.
+fn our_memory(handle: &Handle) -> Segment {
+    Segment {
         offset: handle.meminfo().unwrap().layout.rdma.offset,
         length: SIZE as u64,
+    }
+}
+
+/// Queues one operation between `here` and `there`.
+fn queue(
+    handle: &mut Handle,
+    to: u64,
+    cookie: u64,
+    is_read: bool,
+    here: Segment,
+    there: Descriptor,
+) {
+    let op = RdmaOp {
+        connection: to,
+        cookie,
+        has_event: true,
+        is_lazy: false,
+        is_read,
+        invalidate_next: false,
+        segments: &[here],
+        descriptors: &[there],
     };
+    handle.queue_rdma(&op).unwrap();
+}
+
+/// Submits operations that stay in flight.
+fn start_operations(handle: &mut Handle, is_read: bool) -> u64 {
+    let (connection, there) = await_memory(handle);
+    let here = our_memory(handle);
     for cookie in 0..OPERATIONS {
-        let op = RdmaOp {
-            connection: event.connection,
-            cookie,
-            has_event: true,
-            is_lazy: false,
-            is_read,
-            invalidate_next: false,
-            segments: &[here],
-            descriptors: &[there],
-        };
-        handle.queue_rdma(&op).unwrap();
+        queue(handle, connection, cookie, is_read, here, there);
     }
     handle.submit().unwrap();
-    event.connection
+    connection
+}
+
+/// Submits more RDMA WRITEs than the engine starts at once, one that fills the last page of the
+/// peer's memory, and the answer that tells that all is there.
+fn start_answer(handle: &mut Handle) {
+    let (connection, there) = await_memory(handle);
+    let here = our_memory(handle);
+    let info = handle.meminfo().unwrap();
+    let last = SIZE - PAGE;
+    let page = here.offset as usize + last;
+    info.region.write(page, &[0x5a; PAGE]).unwrap();
+    let before = |mut here: Segment, mut there: Descriptor| {
+        (here.length, there.length) = (last as u64, last as u32);
+        (here, there)
+    };
+    for cookie in 0..BEFORE_ANSWER {
+        let (here, there) = before(here, there);
+        queue(handle, connection, cookie, false, here, there);
+    }
+    let here = Segment {
+        offset: here.offset + last as u64,
+        length: PAGE as u64,
+    };
+    let there = Descriptor {
+        offset: there.offset + last as u64,
+        length: PAGE as u32,
+        ..there
+    };
+    queue(handle, connection, BEFORE_ANSWER, false, here, there);
+    send(handle, connection, BEFORE_ANSWER + 1, b"all is there");
 }
 
 /// The events of a handle up to and with the end of its connection.
@@ -178,11 +236,14 @@ fn worker_process() {
     let Some(socket) = std::env::var_os(WORKER) else {
         return;
     };
-    let is_read = std::env::var(DIRECTION).unwrap() == "read";
+    let direction = std::env::var(DIRECTION).unwrap();
     let mut handle = open_at(socket.as_ref(), false);
     register(&mut handle, GUID);
     println!("registered");
-    start_operations(&mut handle, is_read);
+    match direction.as_str() {
+        "answer" => start_answer(&mut handle),
+        direction => drop(start_operations(&mut handle, direction == "read")),
+    }
     println!("in flight");
     wait_for(&mut handle, EventKind::EngineLost);
 }
@@ -228,6 +289,46 @@ fn a_killed_worker() {
         peer.until_end();
         bystanders.check();
     }
+}
+
+/// An answer never comes without the data it tells of, also when the memory that had the data went
+/// with its process. (Found as wrong bytes in a READ that succeeded, when smbd's parent was killed.)
+#[test]
+fn a_killed_worker_whose_answer_waits() {
+    let engine = EngineProcess::new("rdma-answer");
+    let (_parent, address) = engine.parent();
+    let (mut child, mut lines) = start_worker(&engine, "answer");
+    let mut peer = Peer::connect(address);
+    assert!(lines.any(|line| line.unwrap().ends_with("in flight")));
+    until_status(&engine.socket, "submitted", |s| {
+        s.engine.counters.submissions >= BEFORE_ANSWER + 2
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until_status(&engine.socket, "rid of the worker", |s| {
+        s.handles.len() == 1
+    });
+    let mut has_answer = false;
+    let mut has_ended = false;
+    let start = Instant::now();
+    while !has_ended {
+        let mut events = Vec::new();
+        peer.endpoint.poll(Some(PATIENCE), &mut events).unwrap();
+        assert!(start.elapsed() < PATIENCE, "the peer waits in vain");
+        for event in events {
+            match event {
+                PeerEvent::Pdu { .. } => {
+                    let mut page = [0; PAGE];
+                    peer.memory.read(SIZE - PAGE, &mut page).unwrap();
+                    assert_eq!(page, [0x5a; PAGE], "an answer without its data");
+                    has_answer = true;
+                }
+                PeerEvent::Disconnected { .. } => has_ended = true,
+                _ => {}
+            }
+        }
+    }
+    println!("answered: {has_answer}");
 }
 
 #[test]
