@@ -69,7 +69,7 @@ loom:
 	$(CARGO) test --manifest-path loom/Cargo.toml --target-dir $(TARGET_DIR)/loom
 
 # What needs no system calls that Miri lacks, and no minutes under it.
-MIRI_TESTS := wire:: mem::region ring::entry ring::spsc router::tests::negotiate \
+MIRI_TESTS := wire:: mem::region ring::entry ring::tests::two_threads router::tests::negotiate \
     router::tests::session_setup router::tests::stranger proto::credits proto::spare proto::params \
     proto::tests::captures proto::tests::cases::case_0 proto::tests::cases::case_1 \
     fabric::iwarp::ddp fabric::iwarp::terminate ipc::tests::a_page --skip every_byte \

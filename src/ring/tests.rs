@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::layout::at;
 use super::*;
+use crate::mem::Region;
 use crate::sys::{Bell, Cleared};
 
 fn options() -> AreaOptions {
@@ -495,4 +496,44 @@ fn no_wake_up_is_lost() {
         }
     }
     worker.join().unwrap();
+}
+
+/// Two threads and memory of this process: what Miri can look at. (Every order of a few entries
+/// is looked at by `loom/`.)
+#[test]
+fn two_threads_pass_entries() {
+    const PLACE: RingPlace = RingPlace {
+        name: "the ring",
+        entries: 1024,
+        capacity: 4,
+        tail: 0,
+        head: 128,
+    };
+    const COUNT: u64 = if cfg!(miri) { 60 } else { 10_000 };
+    let region = Region::anonymous(4096).unwrap();
+    let mut producer = Producer::<64>::new(&region, PLACE).unwrap();
+    let mut consumer = Consumer::<64>::new(&region, PLACE).unwrap();
+    let writer = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            let mut entry = [0; 64];
+            entry[..8].copy_from_slice(&number.to_ne_bytes());
+            entry[56..].copy_from_slice(&number.to_ne_bytes());
+            while producer.push(&entry).unwrap().is_err() {
+                std::thread::yield_now();
+            }
+            producer.publish().unwrap();
+        }
+    });
+    for number in 0..COUNT {
+        let entry = loop {
+            match consumer.pop().unwrap() {
+                Some(entry) => break entry,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(entry[..8], number.to_ne_bytes());
+        assert_eq!(entry[56..], number.to_ne_bytes());
+        consumer.release().unwrap();
+    }
+    writer.join().unwrap();
 }
