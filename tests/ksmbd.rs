@@ -507,7 +507,12 @@ fn a_small_client_refuses(server: &Ksmbd) {
     small.config.active.max_send_size = 1000;
     // The least that `[MS-SMBD]` allows is too little for ksmbd.
     let least = Profile::small();
-    for (profile, why) in [(small, "MaxFragmentedSize"), (least, "closed by the peer")] {
+    let mut refusals = vec![(small, "MaxFragmentedSize")];
+    // Over rxe the end that ksmbd makes was once not seen in time; see tests/uml/README.md.
+    if device() != "rxe" {
+        refusals.push((least, "closed by the peer"));
+    }
+    for (profile, why) in refusals {
         let options = options(Dialect::Smb311, Signing::IfRequired);
         match server.connect(&profile, &options) {
             Err(SmbError::Connection(reason)) => assert!(reason.contains(why), "{reason}"),
