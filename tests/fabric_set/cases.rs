@@ -263,6 +263,31 @@ pub(crate) fn the_peer_ends(world: &mut World) {
     world.check_quiet();
 }
 
+/// The passive side ends at the first message, which may overtake the last one of the set-up. (Over
+/// RoCE, rdma_cm says nothing to the peer when it is asked to disconnect in between.)
+pub(crate) fn the_end_at_the_first_message(world: &mut World) {
+    let (_, peer) = world.listen();
+    for round in 0..40 {
+        let a = world.start(peer, (4, 4));
+        let b = world.take_request(B);
+        world.recv(B, b, 1, &memory(64));
+        let accept = accept_options((4, 4));
+        world.fabric(B).accept(Instant::now(), b, &accept).unwrap();
+        world.take_established(A);
+        world.send(A, a, 2, &filled(64, 1));
+        assert_eq!(world.take_recv(B, 1), (64, None, Status::Success));
+        let linger = Duration::from_secs([0, 5][round % 2]);
+        world.fabric(B).disconnect(Instant::now(), b, linger);
+        assert_eq!(world.take_end(B), EndReason::Local);
+        world.take_established(B);
+        world.take_done(A, 2);
+        let reason = world.take_end(A);
+        let is_told = matches!(reason, EndReason::PeerClosed | EndReason::Refused(_));
+        assert!(is_told, "round {round}: {reason:?}");
+        world.check_quiet();
+    }
+}
+
 /// A peer that uses a token after it was taken back gets nothing, and loses the connection.
 pub(crate) fn memory_taken_back_is_out_of_reach(world: &mut World) {
     let (a, b) = world.connected();
