@@ -80,6 +80,26 @@ fn smbd_over_rxe() {
     smbd("smbd_over_rxe", "rxe");
 }
 
+#[test]
+fn trouble_over_rxe() {
+    trouble("trouble_over_rxe", "rxe");
+}
+
+#[test]
+fn trouble_over_siw() {
+    trouble("trouble_over_siw", "siw");
+}
+
+/// What happens to the devices themselves and the wire between two of them: tests/uml/devices.sh.
+fn trouble(test: &str, device: &str) {
+    let Some(kernel) = kernel_and_tools(test, &VERBS) else {
+        return;
+    };
+    if isolated(test) {
+        boot(test, &kernel, Bed::Wire, "devices", &settings(device));
+    }
+}
+
 fn selected(test: &str, device: &str, selections: &[Selection]) {
     let Some(kernel) = kernel_and_tools(test, &VERBS) else {
         return;
@@ -142,14 +162,22 @@ fn c_programs(test: &str, device: &str) {
 
 /// Boots a guest that makes the tests.
 fn run(test: &str, kernel: &Path, device: &str, tests: &str, more: &[(&'static str, String)]) {
-    let mut settings = vec![
+    let mut settings = settings(device);
+    settings.push(("TESTS", tests.to_owned()));
+    settings.extend_from_slice(more);
+    boot(test, kernel, Bed::Device, "tests", &settings);
+}
+
+fn settings(device: &str) -> Vec<(&'static str, String)> {
+    vec![
         ("FABRIC", device.to_owned()),
-        ("TESTS", tests.to_owned()),
         ("SMBDIRECT_PROGRAM", program().display().to_string()),
         ("SMBDIRECT_LIBRARY", library().display().to_string()),
-    ];
-    settings.extend_from_slice(more);
-    let guest = Guest::boot(kernel, Bed::Device, "tests", &settings);
+    ]
+}
+
+fn boot(test: &str, kernel: &Path, bed: Bed, set: &str, settings: &[(&'static str, String)]) {
+    let guest = Guest::boot(kernel, bed, set, settings);
     let ended = guest.finish(|question| Err(format!("nobody answers '{question}'")));
     assert!(!ended.hangs, "there is no mount that could hang");
     let passed = ended.passed;

@@ -243,6 +243,8 @@ pub(crate) enum Bed {
     Ksmbd,
     /// There are none: tests of the host run in the guest, over its RDMA device.
     Device,
+    /// There are none: two RDMA devices at the ends of a pair.
+    Wire,
 }
 
 impl Bed {
@@ -253,6 +255,7 @@ impl Bed {
             Self::Verbs => "verbs",
             Self::Ksmbd => "ksmbd",
             Self::Device => "device",
+            Self::Wire => "wire",
         }
     }
 }

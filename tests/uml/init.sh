@@ -44,6 +44,8 @@ trap power_off EXIT
 . "$here/bench.sh"
 # shellcheck source=tests/uml/programs.sh
 . "$here/programs.sh"
+# shellcheck source=tests/uml/devices.sh
+. "$here/devices.sh"
 cd / || exit
 
 ip link set lo up
@@ -54,8 +56,8 @@ ksmbd)
     "set_$SET"
     exit
     ;;
-device)
-    make_device || exit
+device | wire)
+    "make_$BED" || exit
     "set_$SET"
     exit
     ;;
@@ -75,6 +77,6 @@ if [[ -n $device ]]; then
     ip link set "$device" up
     rdma link add siw0 type siw netdev "$device"
 fi
-# rdma_cm waits for ARP only shortly.
+# The kernel's client has one address resolved only once, and shortly.
 wait_until "the server can be reached" eval "(: </dev/tcp/$SERVER/$TCP_PORT) 2>/dev/null"
 "set_$SET"

@@ -93,10 +93,7 @@ start_ksmbd() {
     read only = no
 CONF
     ksmbd.adduser -a root -p "$PASSWORD" && ksmbd.mountd &&
-        wait_until "ksmbd listens for SMB Direct" ksmbd_listens &&
-        # rdma_cm waits for ARP only once.
-        wait_until "ksmbd can be reached" \
-            "${in_place[@]}" bash -c "(: </dev/tcp/$SERVER/445) 2>/dev/null"
+        wait_until "ksmbd listens for SMB Direct" ksmbd_listens
 }
 
 # Runs test TEST of the host's test program TEST_PROGRAM, which tells of each of its parts itself.

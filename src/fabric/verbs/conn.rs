@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::config::VerbsConfig;
 use super::memory::{Kept, Memory, MAX_PIECES};
+use super::resolve::Attempt;
 use super::sys::{CmId, ConnParams, Device, Mr, Mw, Pd, Qp, QueueOptions, Rights, Transport};
 use crate::fabric::{
     Access, EndReason, FabricError, FabricEvent, ListenerKey, QpKey, RemoteKey, SendRequest,
@@ -159,6 +160,8 @@ pub(super) struct Conn {
     pub(super) deadline: Option<Instant>,
     /// When the whole set-up has to be over (active).
     pub(super) setup_until: Option<Instant>,
+    /// At the address, then at the route (active).
+    pub(super) attempt: Attempt,
     pub(super) expected_recvs: Option<u32>,
     pub(super) ird: u32,
     /// Wish, then what was agreed on.
@@ -205,6 +208,7 @@ impl Conn {
             told: false,
             deadline: None,
             setup_until: None,
+            attempt: Attempt::first(Instant::now()),
             expected_recvs: None,
             ird: 0,
             ord: 0,

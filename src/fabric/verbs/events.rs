@@ -71,10 +71,10 @@ impl VerbsFabric {
                 self.established(key, event, events);
                 Ok(())
             }
-            (CmEventKind::AddrError, _) => {
-                Err(failed("resolve the address of", peer, event.status))
+            (CmEventKind::AddrError, Phase::ResolvingAddress)
+            | (CmEventKind::RouteError, Phase::ResolvingRoute) => {
+                self.attempt_failed(key, event.status)
             }
-            (CmEventKind::RouteError, _) => Err(failed("find a route to", peer, event.status)),
             (CmEventKind::ConnectError, _) => Err(failed("connect with", peer, event.status)),
             (CmEventKind::Unreachable, _) => Err(failed("reach", peer, event.status)),
             (CmEventKind::Rejected, _) => Err(EndReason::Refused(rejection(conn, event))),
@@ -92,42 +92,6 @@ impl VerbsFabric {
         if let Err(reason) = result {
             self.end(key, reason, events);
         }
-    }
-
-    fn address_resolved(&mut self, key: u64) -> Result<(), EndReason> {
-        let text = |error: FabricError| EndReason::Transport(error.to_string());
-        self.make_queues(key).map_err(text)?;
-        let now = self.now;
-        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
-            return Ok(());
-        };
-        if let Some(local) = conn.id.local() {
-            conn.local = local;
-        }
-        conn.phase = Phase::ResolvingRoute;
-        let left = conn
-            .setup_until
-            .map(|until| until.saturating_duration_since(now));
-        conn.id
-            .resolve_route(left.unwrap_or_default())
-            .map_err(|error| super::post::transport("rdma_resolve_route", &error))
-    }
-
-    fn route_resolved(&mut self, key: u64) -> Result<(), EndReason> {
-        // Receives have to be there before the peer can send.
-        self.post(key)?;
-        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
-            return Ok(());
-        };
-        let params = conn.params();
-        let ord = params.initiator_depth;
-        // iWARP may know at once that nobody listens.
-        conn.id.connect(&params).map_err(|error| {
-            failed("connect with", conn.peer, error.raw_os_error().unwrap_or(0))
-        })?;
-        conn.ord = ord.into();
-        conn.phase = Phase::Connecting;
-        Ok(())
     }
 
     fn established(&mut self, key: u64, event: &CmEvent, events: &mut Vec<FabricEvent>) {
@@ -307,7 +271,7 @@ fn agreed_ord(ours: u32, event: &CmEvent, is_iwarp: bool) -> u32 {
 }
 
 /// The reason that goes with an errno, negative or not.
-fn failed(what: &str, peer: std::net::SocketAddr, status: i32) -> EndReason {
+pub(super) fn failed(what: &str, peer: std::net::SocketAddr, status: i32) -> EndReason {
     let errno = status.saturating_abs();
     let error = std::io::Error::from_raw_os_error(errno);
     match errno {

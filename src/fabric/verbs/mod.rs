@@ -4,6 +4,7 @@
 //!   VerbsFabric (this file)    the Fabric trait; keys, readiness, time
 //!     drive                    what a flush does, and what time does
 //!     events                   what rdma_cm tells, and the end of connections
+//!     resolve                  how the active side finds device and path
 //!     listener                 one identifier for each address of a device
 //!     conn                     one connection: its queues, sized by the device, and what waits
 //!       post                   work requests in chains, one doorbell for each flush
@@ -32,6 +33,7 @@ mod limits;
 mod listener;
 mod memory;
 mod post;
+mod resolve;
 #[allow(unsafe_code)]
 mod sys;
 
@@ -45,6 +47,7 @@ pub use config::VerbsConfig;
 use self::conn::{Conn, Phase, Recv, Work};
 use self::listener::Listener;
 use self::post::PostTools;
+use self::resolve::Attempt;
 use self::sys::{CmId, EventChannel};
 use super::slots::{Slots, Timers};
 use super::{
@@ -317,7 +320,9 @@ impl Fabric for VerbsFabric {
             .map_err(FabricError::Invalid)?
             .id(0)
             .map_err(failed)?;
-        id.resolve_address(peer, options.timeout).map_err(failed)?;
+        let attempt = Attempt::first(now);
+        id.resolve_address(peer, attempt.timeout(options.timeout))
+            .map_err(failed)?;
         let local = match peer {
             SocketAddr::V4(_) => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
             SocketAddr::V6(_) => SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), 0),
@@ -325,6 +330,7 @@ impl Fabric for VerbsFabric {
         let new = |key| {
             id.set_key(key);
             let mut conn = Conn::new(key, id, Phase::ResolvingAddress, local, peer);
+            conn.attempt = attempt;
             conn.told = true;
             conn.ird = options.ird;
             conn.ord = options.ord;
@@ -544,6 +550,12 @@ impl Fabric for VerbsFabric {
                 Some(Entry::Conn(conn)) => {
                     conn.deadline = None;
                     let reason = match conn.phase {
+                        Phase::ResolvingAddress | Phase::ResolvingRoute => {
+                            match self.attempt_due(key) {
+                                Ok(()) => continue,
+                                Err(reason) => reason,
+                            }
+                        }
                         Phase::Open | Phase::Draining => EndReason::Local,
                         Phase::Broken => {
                             EndReason::Transport("the queue pair is in error".to_owned())
