@@ -942,7 +942,8 @@ int smbd_set_log_callback(smbd_log_callback callback,
  * Parameters: options: NULL takes all defaults; out_handle: gets the handle.
  * Returns: 0; -ENOENT or -ECONNREFUSED: no engine at that path; -EACCES: the engine refuses this
  * user; -EBUSY: another parent handle exists; -EINVAL: a bad option; -EPROTO: engine and library
- * do not fit together; -ENOMEM; -ETIMEDOUT.
+ * do not fit together; -EMFILE: this process or the engine has no file descriptor left; -EFBIG: the
+ * shared area is larger than the engine's RLIMIT_FSIZE; -ENOMEM; -ETIMEDOUT.
  * Ownership: the caller's, to be given to smbd_close.
  */
 int smbd_open(const struct smbd_open_options *options,
