@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use rustix::process::Signal;
 use serde_json::{json, Value};
 
-use samba::{samba, Options, Running, Server};
+use samba::{samba, send_signal, Options, Running, Server};
 
 /// Bytes without a pattern, the same for the same seed.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
@@ -431,6 +431,58 @@ fn switched_off_opens_nothing() {
         .collect();
     assert_eq!(transports, ["tcp"]);
     assert!(session.finish().0.success());
+}
+
+/// Fabric and address of each listener.
+fn listeners_of(server: &Server) -> Vec<String> {
+    let status = server.status();
+    let listeners = status["listeners"].as_array().expect("listeners");
+    let mut texts: Vec<_> = listeners
+        .iter()
+        .map(|it| {
+            let text = |name: &str| it[name].as_str().expect("a text").to_owned();
+            format!("{} {}", text("fabric"), text("address"))
+        })
+        .collect();
+    texts.sort();
+    texts
+}
+
+/// The fabrics of `smb direct listen`, their ports, and that smbd follows a changed smb.conf.
+#[cfg(feature = "verbs")]
+#[test]
+fn smb_conf_tells_where_to_listen() {
+    let Some(bin) = samba("smb_conf_tells_where_to_listen") else {
+        return;
+    };
+    let options = Options {
+        global: "smb direct listen = verbs:0.0.0.0 verbs:127.0.0.1:4445 iwarp:127.0.0.1:@RDMA@ \
+                 verbs:somewhere verbs:127.0.0.1:0",
+        ..Options::default()
+    };
+    let server = Server::start_with(bin, &options);
+    let software = format!("soft-iwarp 127.0.0.1:{}", server.rdma_port);
+    let all = [
+        &software,
+        "verbs 0.0.0.0:445",
+        "verbs 0.0.0.0:5445",
+        "verbs 127.0.0.1:4445",
+    ];
+    server.wait_until("smbd listens", || listeners_of(&server) == all);
+    for refused in ["verbs:somewhere", "verbs:127.0.0.1:0"] {
+        let text = format!("'smb direct listen': '{refused}' is not a numeric address");
+        assert!(server.read("smbd.log").contains(&text), "{refused}");
+    }
+
+    let file = server.dir.join("smb.conf");
+    let text = fs::read_to_string(&file).unwrap();
+    let changed = text.replace("= verbs:0.0.0.0 verbs:127.0.0.1:4445", "=");
+    assert_ne!(changed, text);
+    fs::write(&file, changed).unwrap();
+    send_signal(server.smbd_pid(), Signal::HUP);
+    server.wait_until("smbd listens as smb.conf says now", || {
+        listeners_of(&server) == [software.as_str()]
+    });
 }
 
 #[test]

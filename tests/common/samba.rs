@@ -313,11 +313,7 @@ impl Server {
              directory mask = 0777
              ",
             self.tcp_port,
-            // RDMA devices are the engine's to listen on.
-            match target::is_verbs() {
-                true => String::new(),
-                false => target::target(self.rdma_port),
-            },
+            target::target(self.rdma_port),
             options
                 .global
                 .replace("@DIR@", &dir.to_string())
@@ -339,14 +335,11 @@ impl Server {
 
     /// Starts an engine and waits until it answers.
     pub(crate) fn start_engine(&mut self) {
-        let listen = ["--listen".to_owned(), target::target(self.rdma_port)];
-        let listen = listen.into_iter().filter(|_| target::is_verbs());
         let mut engine = Process::start(
             Command::new(program())
                 .arg("engine")
                 .arg("--socket")
                 .arg(self.dir.join("engine.sock"))
-                .args(listen)
                 .stdin(Stdio::null())
                 .stdout(self.log("engine.log"))
                 .stderr(self.log("engine.log")),
