@@ -31,7 +31,6 @@ mod fabrics;
 mod handle;
 mod handover;
 mod interfaces;
-mod lookout;
 mod records;
 mod rights;
 mod routing;
@@ -55,7 +54,6 @@ use self::clients::Clients;
 use self::connection::{Conn, Phase};
 use self::handle::HandleId;
 use self::interfaces::HostAddresses;
-use self::lookout::Lookout;
 use self::shares::{MemoryWatch, Unowned};
 use crate::fabric::iwarp::{IwarpConfig, IwarpFabric};
 #[cfg(feature = "verbs")]
@@ -64,7 +62,7 @@ use crate::fabric::{Fabric, FabricEvent, ListenOptions, ListenerKey, QpKey};
 use crate::ipc::{self, EngineCounters};
 use crate::proto;
 use crate::router;
-use crate::sys::{Cleared, Interest, Poller, Ready, SeqPacketListener};
+use crate::sys::{Cleared, Interest, Lookout, Poller, Ready, SeqPacketListener};
 
 /// What an engine is started with.
 #[derive(Debug, Clone)]

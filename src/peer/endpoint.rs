@@ -12,7 +12,7 @@ use crate::fabric::{
 };
 use crate::mem::MemSlice;
 use crate::proto::{Negotiated, Params, Role};
-use crate::sys::{Poller, Ready, Registry};
+use crate::sys::{Lookout, Poller, Ready, Registry};
 use crate::wire::BufferDescriptor;
 
 use super::buffers::{Pdu, PduPool, SendBuffer, SendPool};
@@ -35,6 +35,7 @@ macro_rules! context {
 pub struct Endpoint {
     config: Config,
     poller: Poller,
+    lookout: Lookout,
     ready: Vec<Ready>,
     fabric: Box<dyn Fabric>,
     fabric_events: Vec<FabricEvent>,
@@ -65,6 +66,7 @@ impl Endpoint {
         Ok(Self {
             config,
             poller,
+            lookout: Lookout::new(Instant::now()),
             ready: Vec::new(),
             fabric,
             fabric_events: Vec::new(),
@@ -314,7 +316,10 @@ impl Endpoint {
             wait = Some(wait.map_or(until, |wait| wait.min(until)));
         }
         self.ready.clear();
-        self.poller.wait(wait, &mut self.ready)?;
+        let told = self.poller.wait(wait, &mut self.ready)?;
+        // The caller may have registered one for each connection, too.
+        let descriptors = 2 * self.connections.len() + FEW_DESCRIPTORS;
+        let seen = self.lookout.after(told, now, descriptors);
         let now = Instant::now();
         for index in 0..self.ready.len() {
             let ready = self.ready[index];
@@ -328,7 +333,7 @@ impl Endpoint {
                     .push_back(PeerEvent::Ready(Ready { key, ..ready }));
             }
         }
-        self.handle_timers(now);
+        self.handle_timers(now, seen);
         self.settle(now);
         events.extend(self.events.drain(..));
         Ok(())
@@ -402,13 +407,14 @@ impl Endpoint {
         }
     }
 
-    fn handle_timers(&mut self, now: Instant) {
-        if self.fabric.next_timeout().is_some_and(|at| at <= now) {
+    /// Runs the timers of what has not come; `seen` is what [`Lookout::after`] returned.
+    fn handle_timers(&mut self, now: Instant, seen: Instant) {
+        if self.fabric.next_timeout().is_some_and(|at| at <= seen) {
             self.fabric.handle_timeout(now, &mut self.fabric_events);
             self.handle_fabric_events(now);
         }
         while let Some(&Reverse((at, qp))) = self.timers.peek() {
-            if at > now {
+            if at > seen {
                 break;
             }
             self.timers.pop();
@@ -417,7 +423,7 @@ impl Endpoint {
             };
             if entry.armed == Some(at) {
                 entry.armed = None;
-                if entry.next_timeout().is_some_and(|due| due <= now) {
+                if entry.next_timeout().is_some_and(|due| due <= seen) {
                     entry.handle_timeout(now);
                 }
                 // Also arms the timer again.
@@ -599,3 +605,5 @@ fn receives_of(params: &Params) -> u32 {
 
 const FABRIC_TAG: u8 = 1;
 const CALLER_TAG: u8 = 2;
+/// Descriptors beside those of connections: listeners, half-open connections, the fabric's own.
+const FEW_DESCRIPTORS: usize = 256;

@@ -1,17 +1,20 @@
 //! Rules of `[MS-SMBD]` 3.1 that no case of the suite is about.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use smbdirect::client::{EventKind, Handle, SendPdu};
-use smbdirect::fabric::Access;
+use smbdirect::fabric::{Access, ListenOptions};
 use smbdirect::ipc::Params;
 use smbdirect::mem::MemSlice;
+use smbdirect::peer::{Config, Endpoint, PeerEvent};
 use smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse};
 
 use crate::common::{connect_spec, open_at, wait_for};
 use crate::engine_process::EngineProcess;
-use crate::samba::send_signal;
+use crate::samba::{send_signal, wait_until, Process};
 use crate::smb::noise;
 use crate::smbd_peer::{data, empty, request, Listening, SmbdPeer};
 use crate::Bed;
@@ -478,6 +481,83 @@ fn answers_count_when_the_engine_was_stopped() {
         return;
     }
     panic!("five attempts in which the probes took longer than {response:?}");
+}
+
+/// In the environment of a process that is an endpoint and nothing else.
+const AN_ENDPOINT: &str = "SMBDIRECT_TEST_ENDPOINT";
+const RESPONSE: Duration = Duration::from_secs(5);
+
+/// An endpoint that waits for one connection and tells its end.
+fn be_an_endpoint() {
+    let mut config = Config::default();
+    config.passive.keepalive_interval = Duration::from_secs(1);
+    config.passive.keepalive_response_timeout = RESPONSE;
+    let mut endpoint = Endpoint::new(config).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (_, address) = endpoint.listen(any, &ListenOptions::default()).unwrap();
+    println!("\nlistening on {address}");
+    let mut events = Vec::new();
+    loop {
+        endpoint.poll(None, &mut events).unwrap();
+        for event in events.drain(..) {
+            if let PeerEvent::Disconnected { reason, .. } = event {
+                println!("\nended: {reason:?}");
+                return;
+            }
+        }
+    }
+}
+
+/// The same for the endpoint that `ping` and `proxy` use.
+#[test]
+fn answers_count_when_an_endpoint_was_stopped() {
+    if std::env::var_os(AN_ENDPOINT).is_some() {
+        return be_an_endpoint();
+    }
+    for _ in 0..5 {
+        let mut endpoint = Process::start(
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--nocapture"])
+                .arg("rules::answers_count_when_an_endpoint_was_stopped")
+                .env(AN_ENDPOINT, "1")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped()),
+        );
+        let mut lines = BufReader::new(endpoint.take_pipes().1).lines();
+        let mut line_with = |start: &str| loop {
+            let line = lines.next().expect("the endpoint goes on").unwrap();
+            if let Some(rest) = line.strip_prefix(start) {
+                return rest.to_owned();
+            }
+        };
+        let address = line_with("listening on ").parse().unwrap();
+        let mut peer = SmbdPeer::negotiated_with(address, request());
+        let start = Instant::now();
+        peer.grant(1);
+        while !peer.take().unwrap().header.is_response_requested() {}
+        endpoint.kill(Signal::STOP);
+        let tasks = format!("/proc/{}/task", endpoint.pid());
+        wait_until("all its threads have stopped", || {
+            let tasks = std::fs::read_dir(&tasks).unwrap();
+            tasks.into_iter().all(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                status.contains("State:\tT")
+            })
+        });
+        let is_in_time = start.elapsed() < RESPONSE;
+        peer.grant(1);
+        let has_news = peer.has_news(RESPONSE + RESPONSE / 4);
+        endpoint.kill(Signal::CONT);
+        if !is_in_time {
+            continue;
+        }
+        assert!(!has_news, "it was stopped");
+        peer.probe(1).unwrap();
+        peer.abort();
+        assert!(!line_with("ended: ").contains("keepalive"));
+        return;
+    }
+    panic!("five attempts in which a probe took longer than {RESPONSE:?}");
 }
 
 /// Numbers without a pattern, the same for the same seed.

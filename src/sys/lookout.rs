@@ -1,17 +1,17 @@
 #![forbid(unsafe_code)]
 //! By what time the timers may run.
 //!
-//! A timer is about what has not come. The engine may have been kept from looking for longer than
+//! A timer is about what has not come. A process may have been kept from looking for longer than
 //! the timer waits (a debugger, SIGSTOP, a suspended machine), or there may be more to look at than
 //! one wait tells. What came in time must not be taken for missing then (`[MS-SMBD] 3.1.5.5`). So
 //! timers run by the time before which all that came has been looked at.
 
 use std::time::Instant;
 
-use crate::sys::{Poller, Told};
+use super::{Poller, Told};
 
 /// What has been looked at.
-pub(super) struct Lookout {
+pub(crate) struct Lookout {
     /// All that came before has been dispatched.
     seen: Instant,
     /// Waits in a row that told as much as one can, and when the first began.
@@ -19,7 +19,7 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             seen: now,
             full: None,
@@ -28,7 +28,7 @@ impl Lookout {
 
     /// A wait that began at `began` or later has told something. There are at most `descriptors`
     /// that can be ready. Returns by what time timers may run, once that is dispatched.
-    pub(super) fn after(&mut self, told: Told, began: Instant, descriptors: usize) -> Instant {
+    pub(crate) fn after(&mut self, told: Told, began: Instant, descriptors: usize) -> Instant {
         match told {
             Told::Nothing => {}
             Told::All => {
