@@ -263,6 +263,53 @@ pub(crate) fn the_peer_ends(world: &mut World) {
     world.check_quiet();
 }
 
+/// Memory named by a work request is the caller's again when its completion was told, whatever the
+/// peer has taken by then.
+pub(crate) fn memory_is_free_after_the_completion(world: &mut World) {
+    const SIZE: usize = 8192;
+    const COUNT: usize = 8;
+    let (a, b) = world.connected();
+    // On iWARP the active side speaks first.
+    world.recv(B, b, 99, &memory(8));
+    world.send(A, a, 99, &memory(8));
+    assert_eq!(world.take_recv(B, 99), (8, None, Status::Success));
+    assert_eq!(world.take_done(A, 99), Status::Success);
+    let target = memory(COUNT * SIZE);
+    let key = world.register(a, b, &target);
+    let inboxes: Vec<_> = (0..COUNT).map(|_| memory(SIZE)).collect();
+    for (id, inbox) in inboxes.iter().enumerate() {
+        world.recv(B, b, id as u64, inbox);
+    }
+    world.put_to_sleep(B);
+    let source = memory(COUNT * SIZE);
+    for id in 0..COUNT {
+        let piece = source.slice(id * SIZE, SIZE).unwrap();
+        piece.write(0, &pattern(SIZE, id as u64)).unwrap();
+        let at = key.offset + (id * SIZE) as u64;
+        let write = WrId(id as u64);
+        let posted = world
+            .fabric(A)
+            .post_write(a, write, piece.clone(), key.token, at);
+        posted.unwrap();
+        world.send(A, a, (COUNT + id) as u64, &piece);
+    }
+    for id in 0..2 * COUNT as u64 {
+        assert_eq!(world.take_done(A, id), Status::Success);
+    }
+    source.write(0, &vec![0xee; COUNT * SIZE]).unwrap();
+    world.wake();
+    for (id, inbox) in inboxes.iter().enumerate() {
+        let got = world.take_recv(B, id as u64);
+        assert_eq!(got, (SIZE, None, Status::Success));
+        let expected = pattern(SIZE, id as u64);
+        assert!(inbox.to_vec() == expected, "send {id}");
+        assert!(
+            target.to_vec()[id * SIZE..][..SIZE] == expected,
+            "write {id}"
+        );
+    }
+}
+
 /// The passive side ends at the first message, which may overtake the last one of the set-up. (Over
 /// RoCE, rdma_cm says nothing to the peer when it is asked to disconnect in between.)
 pub(crate) fn the_end_at_the_first_message(world: &mut World) {

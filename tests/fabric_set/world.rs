@@ -8,7 +8,7 @@ use smbdirect::fabric::{
     ListenerKey, QpKey, RemoteKey, SendRequest, Status, WrId,
 };
 use smbdirect::mem::{MemSlice, Region};
-use smbdirect::sys::{Poller, Registry};
+use smbdirect::sys::{Poller, Ready, Registry};
 
 /// How long a test waits for something that must come. Only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,11 +19,13 @@ pub(crate) struct Side {
     pub(crate) events: Vec<FabricEvent>,
 }
 
-/// Two fabrics of one kind on one poller.
+/// Two fabrics on one poller.
 pub(crate) struct World {
     pub(crate) poller: Poller,
     pub(crate) sides: [Side; 2],
     pub(crate) address: IpAddr,
+    /// The side that does nothing now, and what is ready for it meanwhile.
+    asleep: Option<(usize, Vec<Ready>)>,
 }
 
 /// The active side.
@@ -32,16 +34,49 @@ pub(crate) const A: usize = 0;
 pub(crate) const B: usize = 1;
 
 impl World {
+    /// Two of one kind.
     pub(crate) fn new(address: IpAddr, make: impl Fn(Registry) -> Box<dyn Fabric>) -> Self {
+        Self::mixed(address, |_, registry| make(registry))
+    }
+
+    /// What `make` makes for A and for B.
+    pub(crate) fn mixed(
+        address: IpAddr,
+        make: impl Fn(usize, Registry) -> Box<dyn Fabric>,
+    ) -> Self {
         let poller = Poller::new().unwrap();
-        let sides = [A, B].map(|tag| Side {
-            fabric: make(poller.registry(tag as u8)),
+        let sides = [A, B].map(|side| Side {
+            fabric: make(side, poller.registry(side as u8)),
             events: Vec::new(),
         });
         Self {
             poller,
             sides,
             address,
+            asleep: None,
+        }
+    }
+
+    /// From now on a side does nothing.
+    pub(crate) fn put_to_sleep(&mut self, side: usize) {
+        self.asleep = Some((side, Vec::new()));
+    }
+
+    /// And does again.
+    pub(crate) fn wake(&mut self) {
+        let (side, ready) = self.asleep.take().expect("sleeps");
+        for ready in ready {
+            self.hand_in(side, ready);
+        }
+    }
+
+    fn hand_in(&mut self, to: usize, ready: Ready) {
+        match &mut self.asleep {
+            Some((side, later)) if *side == to => later.push(ready),
+            _ => {
+                let Side { fabric, events } = &mut self.sides[to];
+                fabric.handle_ready(Instant::now(), ready, events);
+            }
         }
     }
 
@@ -53,7 +88,10 @@ impl World {
     pub(crate) fn step(&mut self, timeout: Duration) {
         let now = Instant::now();
         let mut wait = timeout;
-        for side in &mut self.sides {
+        let sleeper = self.asleep.as_ref().map(|(side, _)| *side);
+        let awake = move |side: &usize| Some(*side) != sleeper;
+        for side in [A, B].into_iter().filter(awake) {
+            let side = &mut self.sides[side];
             side.fabric.flush(now, &mut side.events);
             if let Some(at) = side.fabric.next_timeout() {
                 wait = wait.min(at.saturating_duration_since(now));
@@ -61,14 +99,14 @@ impl World {
         }
         let mut ready = Vec::new();
         self.poller.wait(Some(wait), &mut ready).unwrap();
-        let now = Instant::now();
         for mut ready in ready {
             let (tag, key) = Poller::split(ready.key);
             ready.key = key;
-            let side = &mut self.sides[usize::from(tag)];
-            side.fabric.handle_ready(now, ready, &mut side.events);
+            self.hand_in(tag.into(), ready);
         }
-        for side in &mut self.sides {
+        let now = Instant::now();
+        for side in [A, B].into_iter().filter(awake) {
+            let side = &mut self.sides[side];
             if side.fabric.next_timeout().is_some_and(|at| at <= now) {
                 side.fabric.handle_timeout(now, &mut side.events);
             }

@@ -480,6 +480,7 @@ mod tests {
             max_ord: 16,
             send_with_invalidate: true,
             has_windows: true,
+            tells_from: None,
             link_speed: None,
         }
     }

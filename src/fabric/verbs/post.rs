@@ -121,7 +121,9 @@ impl Conn {
                 Ok(Some(posted)) => {
                     let index = tools.sends.len() - 1;
                     last_send = Some(index);
-                    if index % SIGNAL_EVERY == SIGNAL_EVERY - 1 {
+                    let len = waiting.work.len() + HEADER;
+                    let tells = queues.device.tells_from.is_some_and(|from| len >= from);
+                    if tells || index % SIGNAL_EVERY == SIGNAL_EVERY - 1 {
                         tools.sends.signal(index);
                     }
                     self.sends.push_back(posted);

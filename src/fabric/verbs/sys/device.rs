@@ -6,6 +6,13 @@ use std::mem::MaybeUninit;
 use super::cm::{check, CmId};
 use super::ffi;
 
+/// siw, the software iWARP of Linux. It hands the pages of a work request that does not tell its
+/// completion to TCP without a copy (`siw_qp_prepare_tx` in siw_qp_tx.c), and completes a later one
+/// as soon as TCP has that: the peer then gets what the pages contain when they leave.
+const SIW_VENDOR_ID: u32 = 0x0062_6d74;
+/// `SENDPAGE_THRESH` of siw.h, PAGE_SIZE.
+const SIW_SHARES_FROM: usize = 4096;
+
 /// The transports whose ports and rules differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::fabric::verbs) enum Transport {
@@ -33,6 +40,9 @@ pub(in crate::fabric::verbs) struct Device {
     pub(in crate::fabric::verbs) send_with_invalidate: bool,
     /// Has memory windows of type 2, which the peer can invalidate.
     pub(in crate::fabric::verbs) has_windows: bool,
+    /// The memory of a send or write of this many bytes or more is free only when it has told its own
+    /// completion; that of a shorter one also when a later one has.
+    pub(in crate::fabric::verbs) tells_from: Option<usize>,
     /// Bits per second.
     pub(in crate::fabric::verbs) link_speed: Option<u64>,
 }
@@ -90,6 +100,7 @@ impl Device {
             has_windows: attr.device_cap_flags
                 & (ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2A | ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2B)
                 != 0,
+            tells_from: (attr.vendor_id == SIW_VENDOR_ID).then_some(SIW_SHARES_FROM),
             link_speed,
         }))
     }
