@@ -11,8 +11,8 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use common::{
-    binding, connect_and_send, negotiate, open_at, send, until_end, until_status, wait_for,
-    TestEngine,
+    binding, connect_and_send, negotiate, open_at, send, test_kind, until_end, until_status,
+    wait_for, TestEngine,
 };
 use engine_process::{register, Bystanders, EngineProcess};
 use smbdirect::client::{EventKind, Handle};
@@ -292,6 +292,7 @@ fn nonsense_after_the_negotiation_ends_that_connection() {
     ];
     for message in messages {
         let config = Config {
+            kind: test_kind(),
             raw: true,
             ..Config::default()
         };
@@ -335,7 +336,11 @@ fn nonsense_after_the_negotiation_ends_that_connection() {
 
 /// A peer that is polled until its NEGOTIATE has left.
 fn raw_peer(address: std::net::SocketAddr) -> (Endpoint, smbdirect::peer::ConnectionId) {
-    let mut endpoint = Endpoint::new(Config::default()).unwrap();
+    let config = Config {
+        kind: test_kind(),
+        ..Config::default()
+    };
+    let mut endpoint = Endpoint::new(config).unwrap();
     let options = ConnectOptions {
         peer: address,
         crc: false,

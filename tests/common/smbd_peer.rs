@@ -18,6 +18,8 @@ use smbdirect::wire::{
     status, BufferDescriptor, DataTransfer, NegotiateRequest, NegotiateResponse,
 };
 
+use crate::common::{test_address, test_kind};
+
 /// How long anything may take before the test says that it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -531,7 +533,7 @@ pub(crate) struct Listening {
 impl Listening {
     pub(crate) fn new() -> Self {
         let mut endpoint = endpoint(255);
-        let any = ([127, 0, 0, 1], 0).into();
+        let any = (test_address(), 0).into();
         let (_, address) = endpoint.listen(any, &ListenOptions::default()).unwrap();
         Self { endpoint, address }
     }
@@ -563,6 +565,7 @@ fn endpoint(receives: u16) -> Endpoint {
         ..Params::default()
     };
     let config = Config {
+        kind: test_kind(),
         raw: true,
         active: params.clone(),
         passive: params,

@@ -12,7 +12,7 @@ use smbdirect::ipc::{self, Caller, OpenRequest, Params, Reply, Request, SessionS
 use smbdirect::ring::{AreaOptions, ClientSide, SqEntry, SqOp, ABI};
 use smbdirect::sys::SeqPacket;
 
-use crate::common::{send, wait_for, PATIENCE};
+use crate::common::{send, test_address, test_fabric, wait_for, PATIENCE};
 use crate::engine_process::copy_program;
 
 /// Names the control socket for [`run`].
@@ -226,8 +226,8 @@ impl Me {
             "params" => handle.set_params(&Params::default()).map(done),
             "listen" => {
                 let spec = ipc::ListenSpec {
-                    fabric: ipc::Fabric::SoftIwarp,
-                    address: "127.0.0.1:0".parse().unwrap(),
+                    fabric: test_fabric(),
+                    address: (test_address(), 0).into(),
                     crc: false,
                 };
                 handle.listen(&spec).map(|address| address.to_string())
