@@ -323,6 +323,23 @@ fn the_bench_measures_everything() {
 }
 
 #[test]
+fn the_bench_measures_each_fabric() {
+    let options = "--only fabric --json --repeat 1 --slice 0.01";
+    let arguments: Vec<_> = ["bench"].into_iter().chain(options.split(' ')).collect();
+    let output = run(&arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = result["results"].as_array().unwrap();
+    assert_eq!(rows.len(), 22, "{result:#}");
+    for row in rows {
+        assert!(row["figures"]["median"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let none = run(&["bench", "--only", "fabric", "--case", "RDMA ATOMIC"]);
+    assert_eq!(none.status.code(), Some(2));
+}
+
+#[test]
 fn make_install_puts_everything_in_its_place() {
     for tool in ["make", "sed"] {
         if Command::new(tool).arg("--version").output().is_err() {

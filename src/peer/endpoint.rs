@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::fabric::iwarp::IwarpFabric;
 use crate::fabric::{
-    Access, ConnectOptions, Fabric, FabricEvent, FabricKind, ListenOptions, ListenerKey, QpKey,
+    Access, ConnectOptions, Fabric, FabricEvent, FabricKind, ListenOptions, ListenerKey,
+    LocalAddress, QpKey,
 };
 use crate::mem::MemSlice;
 use crate::proto::{Negotiated, Params, Role};
@@ -91,6 +92,12 @@ impl Endpoint {
         options: &ListenOptions,
     ) -> Result<(ListenerKey, SocketAddr), PeerError> {
         Ok(self.fabric.listen(address, options)?)
+    }
+
+    /// What the fabric knows of an address of this host; an error says why connections cannot come to
+    /// it. See [`Fabric::local_address`].
+    pub fn local_address(&self, address: IpAddr) -> Result<LocalAddress, String> {
+        self.fabric.local_address(None, address)
     }
 
     /// Stops listening. Established connections stay.

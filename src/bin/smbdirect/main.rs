@@ -42,7 +42,7 @@ enum Command {
     Engine(engine::Args),
     Proxy(proxy::Args),
     Ping(ping::Args),
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     #[command(hide = true)]
     BenchHelper(bench::HelperArgs),
     Status(status::Args),

@@ -16,16 +16,9 @@ use crate::failure::Failure;
 use crate::session::{Link, Session};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
+enum Direction {
     Read,
     Write,
-}
-
-/// How much, in operations of which size, and how many of them at once.
-pub(super) struct Shape {
-    pub(super) bytes: u64,
-    pub(super) chunk: u64,
-    pub(super) depth: u32,
 }
 
 pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
@@ -42,19 +35,14 @@ pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
     let mut stream = TcpStream::connect(tcp).map_err(Failure::of("TCP"))?;
     stream.set_nodelay(true).map_err(Failure::of("TCP"))?;
 
-    let shape = Shape {
-        bytes: args.bytes,
-        chunk: args.chunk,
-        depth: args.depth,
-    };
     let mut rows = Vec::new();
     for direction in [Direction::Write, Direction::Read] {
         let [mut over_tcp, mut without, mut with] = [const { Vec::new() }; 3];
         // The first round warms caches and TCP's windows up, and does not count.
         for round in 0..=args.repeat {
-            let a = tcp_rate(&mut stream, &mut plain_memory, direction, &shape)?;
-            let b = plain.rate(&mut session, &memory, direction, &shape)?;
-            let c = checked.rate(&mut session, &memory, direction, &shape)?;
+            let a = tcp_rate(&mut stream, &mut plain_memory, direction, args)?;
+            let b = plain.rate(&mut session, &memory, direction, args)?;
+            let c = checked.rate(&mut session, &memory, direction, args)?;
             if round > 0 {
                 over_tcp.push(a);
                 without.push(b);
@@ -81,17 +69,13 @@ pub(super) fn measure(args: &Args) -> Result<Vec<Row>, Failure> {
 }
 
 /// The helper's memory.
-pub(super) struct Remote {
-    pub(super) link: Link,
+struct Remote {
+    link: Link,
     descriptor: BufferDescriptor,
 }
 
 impl Remote {
-    pub(super) fn connect(
-        session: &mut Session,
-        peer: SocketAddr,
-        crc: bool,
-    ) -> Result<Self, Failure> {
+    fn connect(session: &mut Session, peer: SocketAddr, crc: bool) -> Result<Self, Failure> {
         let link = session.connect(&connect_options(peer, crc))?;
         loop {
             match session.next(Some(patience()))? {
@@ -109,25 +93,25 @@ impl Remote {
     }
 
     /// MB/s of one repetition, until the last byte is known to be there.
-    pub(super) fn rate(
+    fn rate(
         &mut self,
         session: &mut Session,
         memory: &MemSlice,
         direction: Direction,
-        shape: &Shape,
+        args: &Args,
     ) -> Result<f64, Failure> {
-        let slots = (BULK_BYTES as u64 / shape.chunk).max(1);
-        let count = shape.bytes.div_ceil(shape.chunk).max(1);
+        let slots = (BULK_BYTES as u64 / args.chunk).max(1);
+        let count = args.bytes.div_ceil(args.chunk).max(1);
         let (mut posted, mut done) = (0, 0);
         let start = Instant::now();
         while done < count {
-            while posted < count && posted - done < u64::from(shape.depth) {
+            while posted < count && posted - done < u64::from(args.depth) {
                 self.post(
                     session,
                     memory,
                     direction,
-                    posted % slots * shape.chunk,
-                    shape.chunk,
+                    posted % slots * args.chunk,
+                    args.chunk,
                 )?;
                 posted += 1;
             }
@@ -159,7 +143,7 @@ impl Remote {
                 }
             }
         }
-        Ok((count * shape.chunk) as f64 / start.elapsed().as_secs_f64() / 1e6)
+        Ok((count * args.chunk) as f64 / start.elapsed().as_secs_f64() / 1e6)
     }
 
     fn post(
@@ -184,17 +168,17 @@ impl Remote {
 }
 
 /// MB/s of the same bytes over TCP. The helper answers one byte when it has all of a write.
-pub(super) fn tcp_rate(
+fn tcp_rate(
     stream: &mut TcpStream,
     memory: &mut [u8],
     direction: Direction,
-    shape: &Shape,
+    args: &Args,
 ) -> Result<f64, Failure> {
     let failed = || Failure::of("TCP");
-    let count = shape.bytes.div_ceil(shape.chunk).max(1);
-    let total = count * shape.chunk;
+    let count = args.bytes.div_ceil(args.chunk).max(1);
+    let total = count * args.chunk;
     // At most the memory, which has 16 MiB as the largest chunk.
-    let (chunk, mut at) = (shape.chunk as usize, 0);
+    let (chunk, mut at) = (args.chunk as usize, 0);
     // As much memory as RDMA uses, so that neither side has the caches for itself.
     let start = Instant::now();
     let mut order = [0; 9];

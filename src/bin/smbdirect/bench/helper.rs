@@ -4,17 +4,17 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use smbdirect::client::{EventKind, Handle, OpenOptions, SendPdu, Taken};
-use smbdirect::fabric::{Access, ConnectOptions, FabricKind};
+use smbdirect::fabric::{Access, ConnectOptions};
 use smbdirect::ipc::{self, ConnectSpec};
 use smbdirect::mem::{MemSlice, Region};
 use smbdirect::peer::{Config, Endpoint, PeerEvent};
 use smbdirect::sys::{Interest, Poller, Ready};
 
+use super::fabric;
 use super::load;
 use super::process::pss_bytes;
 use crate::failure::Failure;
@@ -50,13 +50,9 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Role {
     /// Memory for RDMA, and a TCP source and sink
-    Bulk {
-        #[arg(long, default_value = "127.0.0.1")]
-        address: IpAddr,
-        /// By an RDMA device, too
-        #[arg(long)]
-        verbs: bool,
-    },
+    Bulk,
+    /// The same for each fabric, without MS-SMBD; verbs at the addresses
+    Fabric { addresses: Vec<IpAddr> },
     /// A TCP echo
     Echo,
     /// A TCP relay to the address
@@ -84,7 +80,8 @@ enum Role {
 /// Runs until standard input ends.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     match &args.role {
-        Role::Bulk { address, verbs } => bulk((*address, 0).into(), *verbs),
+        Role::Bulk => bulk(),
+        Role::Fabric { addresses } => fabric::run_server(addresses),
         Role::Echo => echo(),
         Role::Relay { upstream } => relay(*upstream),
         Role::Handles {
@@ -109,55 +106,25 @@ fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-fn tcp_listener(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let listener = TcpListener::bind(address).map_err(Failure::of("listening"))?;
+fn tcp_listener() -> Result<TcpListener, Failure> {
+    let listener = TcpListener::bind(loopback()).map_err(Failure::of("listening"))?;
     let address = listener.local_addr().map_err(Failure::of("listening"))?;
     say(format_args!("listening on {address}"));
     Ok(listener)
 }
 
-fn bulk(address: SocketAddr, with_verbs: bool) -> Result<(), Failure> {
-    let mut session = listen(FabricKind::SoftIwarp, address)?;
-    if with_verbs {
-        // An endpoint is its thread's own; this one ends with the process.
-        let (tell, told) = channel();
-        std::thread::spawn(move || match listen(FabricKind::Verbs, address) {
-            Ok(mut other) => {
-                let _ = tell.send(Ok(()));
-                serve_bulk(&mut other)
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-                Ok(())
-            }
-        });
-        told.recv().map_err(Failure::of("the thread for verbs"))??;
-    }
-    let listener = tcp_listener(address)?;
+fn bulk() -> Result<(), Failure> {
+    let mut endpoint = Endpoint::new(Config::default()).map_err(Failure::of("starting"))?;
+    let (_, address) = endpoint
+        .listen(loopback(), &Default::default())
+        .map_err(Failure::of("listening"))?;
+    say(format_args!("listening on {address}"));
+    let listener = tcp_listener()?;
     std::thread::spawn(move || serve_bulk_tcp(&listener));
-    session
-        .endpoint
+    endpoint
         .registry()
         .add(io::stdin(), 0, Interest::READ)
         .map_err(Failure::of("standard input"))?;
-    serve_bulk(&mut session)
-}
-
-fn listen(kind: FabricKind, address: SocketAddr) -> Result<Session, Failure> {
-    let config = Config {
-        kind,
-        ..Config::default()
-    };
-    let mut endpoint = Endpoint::new(config).map_err(Failure::of("starting"))?;
-    let (_, address) = endpoint
-        .listen(address, &Default::default())
-        .map_err(Failure::of("listening"))?;
-    say(format_args!("listening on {address}"));
-    Ok(Session::new(endpoint))
-}
-
-/// Lets each connection reach memory, and sends its PDUs back.
-fn serve_bulk(session: &mut Session) -> Result<(), Failure> {
     let region = Region::anonymous(BULK_BYTES).map_err(Failure::of("memory"))?;
     let memory = MemSlice::new(&region, 0, BULK_BYTES).map_err(Failure::of("memory"))?;
     memory
@@ -167,6 +134,7 @@ fn serve_bulk(session: &mut Session) -> Result<(), Failure> {
         remote_read: true,
         remote_write: true,
     };
+    let mut session = Session::new(endpoint);
     while let Some(event) = session.next(None)? {
         let endpoint = &mut session.endpoint;
         match event {
@@ -193,10 +161,7 @@ fn serve_bulk(session: &mut Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An order of [`serve_bulk_tcp`].
-pub(super) const ECHO: u8 = 2;
-
-/// Orders of nine bytes: 0 sink, 1 source or 2 echo, and a count.
+/// Orders of nine bytes: 0 sink or 1 source, and a count.
 fn serve_bulk_tcp(listener: &TcpListener) -> io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
@@ -206,15 +171,6 @@ fn serve_bulk_tcp(listener: &TcpListener) -> io::Result<()> {
         stream.read_exact(&mut order)?;
         let [kind, count @ ..] = order;
         let mut left = u64::from_le_bytes(count);
-        while kind == ECHO && left > 0 {
-            let most = left.min(64 << 10) as usize;
-            let count = stream.read(&mut memory[..most])?;
-            if count == 0 {
-                return Ok(());
-            }
-            stream.write_all(&memory[..count])?;
-            left -= count as u64;
-        }
         while left > 0 {
             for piece in memory.chunks_mut(1 << 20) {
                 let part = left.min(piece.len() as u64) as usize;
@@ -234,9 +190,7 @@ fn serve_bulk_tcp(listener: &TcpListener) -> io::Result<()> {
 
 /// Each process on TCP's side does what it does best with one connection: block.
 fn echo() -> Result<(), Failure> {
-    let (mut stream, _) = tcp_listener(loopback())?
-        .accept()
-        .map_err(Failure::of("accept"))?;
+    let (mut stream, _) = tcp_listener()?.accept().map_err(Failure::of("accept"))?;
     stream.set_nodelay(true).map_err(Failure::of("TCP"))?;
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -252,7 +206,7 @@ fn echo() -> Result<(), Failure> {
 /// One thread between two sockets, level-triggered, as a relay is written.
 fn relay(upstream: SocketAddr) -> Result<(), Failure> {
     let failed = || Failure::of("relay");
-    let listener = tcp_listener(loopback())?;
+    let listener = tcp_listener()?;
     let (client, _) = listener.accept().map_err(failed())?;
     let server = TcpStream::connect(upstream).map_err(failed())?;
     let mut poller = Poller::new().map_err(failed())?;

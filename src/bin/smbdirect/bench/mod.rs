@@ -35,8 +35,11 @@ pub(crate) use helper::Args as HelperArgs;
 /// relay process. scale: connections per second, and memory and CPU of idle connections, each
 /// with a handle of its own.
 ///
-/// fabric, only if asked for: sends, RDMA READ and RDMA WRITE between two processes by software iWARP
-/// and, with --address, by the RDMA device of that address, each against TCP.
+/// fabric, only if asked for: sends, RDMA READ and RDMA WRITE between two processes without MS-SMBD, by
+/// TCP, by software iWARP and, for each --address, by the RDMA device of that address. Delays (in
+/// parentheses what 1 % exceed), rates, and how many times TCP's that is; then the processor time of both
+/// processes for one operation and, with --calls, their system calls. What a kernel's software RDMA device
+/// does in threads and interrupts of its own is in no process.
 ///
 /// All else runs on 127.0.0.1 with children of this process; nothing else is touched. Figures are
 /// medians of repetitions that alternate between the two sides of a ratio.
@@ -68,9 +71,16 @@ pub(crate) struct Args {
     /// measured without being asked for
     #[arg(long, value_name = "WHAT", value_parser = ["bulk", "small", "scale", "fabric"])]
     only: Vec<String>,
-    /// With --only fabric: an address of this host that has an RDMA device, to measure that, too
+    /// With --only fabric: an address of this host that has an RDMA device, to measure that, too; may
+    /// be given several times
     #[arg(long, value_name = "ADDRESS")]
-    address: Option<IpAddr>,
+    address: Vec<IpAddr>,
+    /// With --only fabric: how long each of its repetitions takes
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "0.3")]
+    slice: Duration,
+    /// With --only fabric: count system calls, too, with strace
+    #[arg(long)]
+    calls: bool,
     /// Repetitions of each measurement
     #[arg(long, value_name = "COUNT", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -110,11 +120,39 @@ pub(crate) struct Args {
     /// Seconds to watch the CPU time of idle connections
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "2")]
     idle: Duration,
+    /// With --smb or --only fabric: only what has this in its name, up to a comma or the end: "random
+    /// read, 4 KiB, depth 1"
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
     /// The result as one JSON object, nothing else
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     smb: smb::ServerArgs,
+}
+
+impl Args {
+    /// What `--case` names of all that could be measured.
+    fn chosen<T>(
+        &self,
+        all: impl IntoIterator<Item = T>,
+        name: impl Fn(&T) -> String,
+    ) -> Result<Vec<T>, Failure> {
+        let Some(text) = &self.case else {
+            return Ok(all.into_iter().collect());
+        };
+        let is_meant = |one: &T| {
+            let name = name(one);
+            name.ends_with(text) || name.contains(&format!("{text},"))
+        };
+        let chosen: Vec<_> = all.into_iter().filter(is_meant).collect();
+        if chosen.is_empty() {
+            return Err(Failure::Usage(format!(
+                "--case '{text}': run without it once to see the names"
+            )));
+        }
+        Ok(chosen)
+    }
 }
 
 /// One line of the result.
@@ -181,11 +219,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         progress("many connections with mixed traffic");
         rows.extend(load::measure(args)?);
     }
+    let mut fabrics = None;
     if args.only.iter().any(|only| only == "fabric") {
         progress("fabrics");
-        rows.extend(fabric::measure(args)?);
-    } else if args.address.is_some() {
-        return Err(Failure::Usage("--address: it is for --only fabric".into()));
+        fabrics = Some(fabric::measure(args)?);
+    } else if args.calls || !args.address.is_empty() {
+        return Err(Failure::Usage(
+            "--address and --calls are for --only fabric".into(),
+        ));
     }
     if wants("bulk") {
         progress("bulk");
@@ -200,9 +241,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         rows.extend(scale::measure(args)?);
     }
     if args.json {
-        let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
+        let mut rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
+        rows.extend(fabrics.iter().flat_map(fabric::Report::to_json));
         say(json!({ "version": env!("CARGO_PKG_VERSION"), "results": rows }));
-    } else {
+        return Ok(());
+    }
+    if let Some(fabrics) = &fabrics {
+        say(fabrics.table());
+    }
+    if !rows.is_empty() {
         say(table(&rows));
     }
     Ok(())

@@ -92,7 +92,7 @@ const WAYS: [(&str, Way); 3] = [
 /// Measures and shows.
 pub(super) fn run(args: &super::Args) -> Result<(), Failure> {
     let size = file_size(args)?;
-    let target = Target::new(&args.smb)?;
+    let target = Target::one(&args.smb)?;
     let mut lines = Vec::new();
     for kind in Kind::ALL {
         match measure(args, &target, kind, size) {

@@ -16,6 +16,7 @@ use smbdirect::smb::{
     WriteRequest,
 };
 
+use super::process::cpu_seconds_of_trees;
 use super::{median, Row};
 use crate::args::{resolve, resolve_target};
 use crate::failure::Failure;
@@ -36,9 +37,10 @@ pub(crate) struct ServerArgs {
     /// The server's address for TCP [default: HOST:445]
     #[arg(long, value_name = "ADDRESS", requires = "smb")]
     tcp: Option<String>,
-    /// The server's address for SMB Direct [default: HOST:5445]
+    /// The server's address for SMB Direct; may be given several times (but with --protection), each
+    /// is measured against TCP [default: HOST:5445]
     #[arg(long, value_name = "ADDRESS", requires = "smb")]
-    rdma: Option<String>,
+    rdma: Vec<String>,
     /// Behave on SMB Direct as this client
     #[arg(long, value_name = "CLIENT", requires = "smb", default_value = "linux",
           value_parser = ["linux", "windows"])]
@@ -50,13 +52,10 @@ pub(crate) struct ServerArgs {
     /// with data in messages, with each algorithm and cipher. One block size, --depth in flight
     #[arg(long, requires = "smb", conflicts_with = "sign")]
     pub(super) protection: bool,
-    /// With --protection: a process of the server on this machine, of which CPU time is counted
-    /// with that of its descendants; may be given several times (engine and smbd)
-    #[arg(long, value_name = "PID", requires = "protection")]
+    /// A process of the server on this machine, of which CPU time is counted with that of its
+    /// descendants; may be given several times (engine and smbd)
+    #[arg(long, value_name = "PID", requires = "smb")]
     pub(super) cpu_of: Vec<u32>,
-    /// Only what has this in its name, up to a comma or the end: "random read, 4 KiB, depth 1"
-    #[arg(long, value_name = "TEXT", requires = "smb")]
-    case: Option<String>,
 }
 
 /// One thing that is measured.
@@ -85,12 +84,6 @@ impl Case {
         format!("smb: {order} {what}, {block}, depth {}", self.depth)
     }
 
-    /// Whether it is one of those that `--case` names.
-    fn is_meant(&self, text: Option<&str>) -> bool {
-        let name = self.name();
-        text.is_none_or(|text| name.ends_with(text) || name.contains(&format!("{text},")))
-    }
-
     fn all() -> impl Iterator<Item = Self> {
         let kinds = [(BLOCK_1M, false), (BLOCK_64K, false), (BLOCK_4K, true)];
         kinds.into_iter().flat_map(|(block, is_random)| {
@@ -109,15 +102,9 @@ impl Case {
 /// Measures all cases.
 pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
     let size = file_size(args)?;
-    let text = args.smb.case.as_deref();
-    let cases: Vec<_> = Case::all().filter(|case| case.is_meant(text)).collect();
-    if cases.is_empty() {
-        let text = text.unwrap_or_default();
-        return Err(Failure::Usage(format!(
-            "--case '{text}': run without it once to see the names"
-        )));
-    }
-    let target = Target::new(&args.smb)?;
+    let cases = args.chosen(Case::all(), Case::name)?;
+    let targets = Target::all(&args.smb)?;
+    let target = targets.first().ok_or_else(no_target)?;
     let share = &target.share;
     let options = || {
         let mut options = options()?;
@@ -126,14 +113,19 @@ pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
         }
         Ok::<_, Failure>(options)
     };
-    let mut tcp = Side::connect(&target, Way::Tcp, options()?)?;
-    let mut rdma = Side::connect(&target, Way::Rdma, options()?)?;
+    let mut sides = vec![Side::connect(target, Way::Tcp, options()?)?];
+    for target in &targets {
+        sides.push(Side::connect(target, Way::Rdma, options()?)?);
+    }
     let failed = |error: SmbError| Failure::Failed(format!("{share}: {error}"));
     let name = file_name()?;
     // The one that opens it first deletes it in the end.
-    tcp.open(&name, OpenMode::DeleteOnClose).map_err(failed)?;
-    rdma.open(&name, OpenMode::ReadWrite).map_err(failed)?;
-    tcp.fill(size).map_err(failed)?;
+    let mut mode = OpenMode::DeleteOnClose;
+    for side in &mut sides {
+        side.open(&name, mode).map_err(failed)?;
+        mode = OpenMode::ReadWrite;
+    }
+    sides[0].fill(size).map_err(failed)?;
 
     let mut rows = Vec::new();
     for case in cases {
@@ -144,31 +136,56 @@ pub(super) fn measure(args: &super::Args) -> Result<Vec<Row>, Failure> {
         } else {
             size / u64::from(case.block)
         };
-        let mut figures = [Vec::new(), Vec::new()];
+        let mut figures = vec![Vec::new(); sides.len()];
+        let mut cpu = vec![Vec::new(); sides.len()];
         for _ in 0..args.repeat {
-            for (side, figures) in [&mut rdma, &mut tcp].into_iter().zip(&mut figures) {
+            for (at, side) in sides.iter_mut().enumerate() {
+                let before = cpu_seconds_of_trees(&args.smb.cpu_of)?;
                 let start = Instant::now();
                 side.run(case, operations, size).map_err(failed)?;
                 let seconds = start.elapsed().as_secs_f64();
+                let used = cpu_seconds_of_trees(&args.smb.cpu_of)? - before;
                 let amount = if case.is_random {
                     operations as f64
                 } else {
                     (operations * u64::from(case.block)) as f64 / 1e6
                 };
-                figures.push(amount / seconds);
+                figures[at].push(amount / seconds);
+                cpu[at].push(used * 1e6 / operations as f64);
             }
         }
-        let [ours, tcp] = &mut figures;
-        rows.push(Row {
-            what: case.name(),
-            ours: median(ours),
-            tcp: Some(median(tcp)),
-            unit: if case.is_random { "IOPS" } else { "MB/s" },
-            goal: "",
-        });
+        let figures: Vec<_> = figures.iter_mut().map(|it| median(it)).collect();
+        // A clock with ticks: their sum is finer than the middle one.
+        let cpu: Vec<f64> = cpu
+            .iter()
+            .map(|it| it.iter().sum::<f64>() / it.len() as f64)
+            .collect();
+        for (at, target) in targets.iter().enumerate() {
+            let mut what = case.name();
+            if targets.len() > 1 {
+                what = format!("{what}, {}", target.name);
+            }
+            if !args.smb.cpu_of.is_empty() {
+                rows.push(Row {
+                    what: format!("{what}, server's CPU"),
+                    ours: cpu[at + 1],
+                    tcp: Some(cpu[0]),
+                    unit: "usec",
+                    goal: "",
+                });
+            }
+            rows.push(Row {
+                what,
+                ours: figures[at + 1],
+                tcp: Some(figures[0]),
+                unit: if case.is_random { "IOPS" } else { "MB/s" },
+                goal: "",
+            });
+        }
     }
-    rdma.end().map_err(failed)?;
-    tcp.end().map_err(failed)?;
+    for side in sides.iter_mut().rev() {
+        side.end().map_err(failed)?;
+    }
     Ok(rows)
 }
 
@@ -194,6 +211,8 @@ pub(super) fn file_name() -> Result<String, Failure> {
 /// Where the server is, and who we are there.
 pub(super) struct Target {
     pub(super) share: String,
+    /// The address for SMB Direct as it was given.
+    name: String,
     tcp: SocketAddr,
     rdma: SocketAddr,
     credentials: Credentials,
@@ -202,7 +221,17 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn new(args: &ServerArgs) -> Result<Self, Failure> {
+    /// The one there is.
+    pub(super) fn one(args: &ServerArgs) -> Result<Self, Failure> {
+        let mut all = Self::all(args)?;
+        if all.len() > 1 {
+            return Err(Failure::Usage("--rdma: here it can be given once".into()));
+        }
+        all.pop().ok_or_else(no_target)
+    }
+
+    /// One for each address for SMB Direct.
+    fn all(args: &ServerArgs) -> Result<Vec<Self>, Failure> {
         let share = args.smb.as_deref().unwrap_or_default();
         let wrong = || {
             Failure::Usage(format!(
@@ -216,21 +245,34 @@ impl Target {
         if host.is_empty() || folder.is_empty() {
             return Err(wrong());
         }
-        let rdma = resolve_target(args.rdma.as_deref().unwrap_or(host))?;
-        let mut profile = match args.profile.as_str() {
-            "windows" => Profile::windows(),
-            _ => Profile::linux(),
+        let default = [host.to_owned()];
+        let names = match args.rdma.is_empty() {
+            true => &default[..],
+            false => &args.rdma,
         };
-        profile.config.kind = rdma.fabric;
-        Ok(Self {
-            share: share.to_owned(),
-            tcp: resolve(args.tcp.as_deref().unwrap_or(host), 445)?,
-            rdma: rdma.address,
-            credentials: credentials(args)?,
-            profile,
-            path: format!(r"\\{host}\{folder}"),
-        })
+        let one = |name: &String| {
+            let rdma = resolve_target(name)?;
+            let mut profile = match args.profile.as_str() {
+                "windows" => Profile::windows(),
+                _ => Profile::linux(),
+            };
+            profile.config.kind = rdma.fabric;
+            Ok(Self {
+                share: share.to_owned(),
+                name: name.clone(),
+                tcp: resolve(args.tcp.as_deref().unwrap_or(host), 445)?,
+                rdma: rdma.address,
+                credentials: credentials(args)?,
+                profile,
+                path: format!(r"\\{host}\{folder}"),
+            })
+        };
+        names.iter().map(one).collect()
     }
+}
+
+fn no_target() -> Failure {
+    Failure::Usage("--smb: no address for SMB Direct".into())
 }
 
 /// What a session offers.
