@@ -529,12 +529,9 @@ impl Fabric for VerbsFabric {
         let Some(queues) = &mut conn.queues else {
             return;
         };
-        // One event for each time it was armed, and one look takes it all.
-        let mut taken = queues.qp.take_event();
-        while let Ok(true) = taken {
-            taken = queues.qp.take_event();
-        }
-        if let Err(error) = taken {
+        // One event for each time it was armed, and one look takes it all. If there is another one,
+        // the descriptor stays readable.
+        if let Err(error) = queues.qp.take_event() {
             let reason = post::transport("completion channel", &error);
             return self.end(ready.key, reason, events);
         }
