@@ -72,7 +72,7 @@ macro_rules! cases {
 cases! {
     every_operation both_directions_at_once depths_are_agreed_on_and_kept no_reads_without_depth
     rejected nobody_listens posted_sends_leave_before_the_end an_abrupt_end_flushes_in_order
-    the_peer_ends the_end_at_the_first_message memory_is_free_after_the_completion memory_taken_back_is_out_of_reach a_token_that_does_not_exist
+    the_peer_ends the_end_at_the_first_message a_message_before_the_set_up_is_over memory_is_free_after_the_completion memory_taken_back_is_out_of_reach a_token_that_does_not_exist
     a_token_given_back_at_once memory_is_given_back more_than_the_device_holds messages_too_long a_listener_that_closes many_connections
     caller_that_does_not_decide
 }

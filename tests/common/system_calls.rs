@@ -11,6 +11,7 @@ calls! {
     close = SYS_close,
     connect = SYS_connect,
     dup = SYS_dup,
+    dup3 = SYS_dup3,
     epoll_create1 = SYS_epoll_create1,
     epoll_ctl = SYS_epoll_ctl,
     epoll_pwait = SYS_epoll_pwait,

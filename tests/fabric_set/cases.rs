@@ -335,6 +335,46 @@ pub(crate) fn the_end_at_the_first_message(world: &mut World) {
     }
 }
 
+/// A message shows that the connection is up, also if the last message of the set-up is late or lost:
+/// then rdma_cm has nothing to tell.
+pub(crate) fn a_message_before_the_set_up_is_over(world: &mut World) {
+    let (_, peer) = world.listen();
+    let a = world.start(peer, (4, 4));
+    let b = world.take_request(B);
+    world.recv(B, b, 1, &memory(64));
+    world.recv(A, a, 2, &memory(64));
+    let accept = accept_options((4, 4));
+    world.fabric(B).accept(Instant::now(), b, &accept).unwrap();
+    world.withheld = Some(B);
+    world.take_established(A);
+    world.send(A, a, 3, &filled(64, 1));
+    let is_recv = |event: &FabricEvent| matches!(event, FabricEvent::Recv { .. });
+    world.run_until("the message", |world| {
+        world.sides[B].events.iter().any(is_recv)
+    });
+    let first = &world.sides[B].events[0];
+    assert!(
+        matches!(first, FabricEvent::Established { .. }),
+        "{first:?}"
+    );
+    world.take_established(B);
+    assert_eq!(world.take_recv(B, 1), (64, None, Status::Success));
+    // Both ways, and to the end.
+    world.send(B, b, 4, &filled(64, 2));
+    assert_eq!(world.take_recv(A, 2), (64, None, Status::Success));
+    assert_eq!(world.take_done(B, 4), Status::Success);
+    assert_eq!(world.take_done(A, 3), Status::Success);
+    let linger = Duration::from_secs(5);
+    world.fabric(B).disconnect(Instant::now(), b, linger);
+    assert_eq!(world.take_end(B), EndReason::Local);
+    world.withheld = None;
+    assert_eq!(world.take_end(A), EndReason::PeerClosed);
+    for _ in 0..10 {
+        world.step(Duration::ZERO);
+    }
+    world.check_quiet();
+}
+
 /// A peer that uses a token after it was taken back gets nothing, and loses the connection.
 pub(crate) fn memory_taken_back_is_out_of_reach(world: &mut World) {
     let (a, b) = world.connected();

@@ -26,7 +26,12 @@ pub(crate) struct World {
     pub(crate) address: IpAddr,
     /// The side that does nothing now, and what is ready for it meanwhile.
     asleep: Option<(usize, Vec<Ready>)>,
+    /// This side is not told what rdma_cm has to say.
+    pub(crate) withheld: Option<usize>,
 }
+
+/// The readiness of the verbs fabric's event channel; software iWARP has no such key.
+const CM_KEY: u64 = 0;
 
 /// The active side.
 pub(crate) const A: usize = 0;
@@ -54,6 +59,7 @@ impl World {
             sides,
             address,
             asleep: None,
+            withheld: None,
         }
     }
 
@@ -102,6 +108,9 @@ impl World {
         for mut ready in ready {
             let (tag, key) = Poller::split(ready.key);
             ready.key = key;
+            if key == CM_KEY && self.withheld == Some(tag.into()) {
+                continue;
+            }
             self.hand_in(tag.into(), ready);
         }
         let now = Instant::now();

@@ -54,9 +54,65 @@ check_no_neighbour() {
     grep -q 'no answer to [1-9][0-9]* attempts' <<<"$said"
 }
 
+# --- links and devices that go and come back -------------------------------------------------------
+
+# has_said PATTERN [COUNT]: lines of the passive side's log
+has_said() { (($(grep -cE "$1" "$pong_log") >= ${2:-1})); }
+
+check_link_down_and_up() {
+    ip link set veth0 down
+    wait_until "the port is down" has_said "${FABRIC}0: port 1 is down" || return
+    ip link set veth0 up
+    make_routes
+    wait_until "the port is up" has_said "${FABRIC}0: port 1 is up" && ping_server
+}
+
+# Starts to ping until something ends it.
+start_long_ping() {
+    local before
+    before=$(grep -c ': connected,' "$pong_log")
+    "$PROGRAM" ping "verbs:$pong_at" -n 1000000 -i 0.05 >/run/ping.log 2>&1 &
+    long_ping=$!
+    wait_until "ping is connected" has_said ': connected,' $((before + 1))
+}
+
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
+
+# The kernel waits until everybody has let go of the device.
+remove_device() {
+    rdma link del "$1" &
+    wait_until "$1 is removed" has_ended $!
+}
+
+listens_again() { has_said "verbs: listening on $pong_at" "$1"; }
+
+# The connection ends, the device comes back, and the listener takes it.
+check_device_removed() {
+    start_long_ping && remove_device "${FABRIC}0" || return
+    wait "$long_ping" && return 1
+    has_said "connection ended: .*RDMA device ${FABRIC}0 was removed" || return
+    rdma link add "${FABRIC}0" type "$FABRIC" netdev veth0
+    wait_until "ping listens again" listens_again 1 && ping_server
+}
+
+# The device of the active side, then the last one of all.
+check_last_device_removed() {
+    start_long_ping && remove_device "${FABRIC}1" || return
+    wait "$long_ping" && return 1
+    cat /run/ping.log
+    grep -q "RDMA device ${FABRIC}1 was removed" /run/ping.log || return
+    remove_device "${FABRIC}0" || return
+    rdma link add "${FABRIC}0" type "$FABRIC" netdev veth0
+    rdma link add "${FABRIC}1" type "$FABRIC" netdev veth1
+    wait_until "ping listens again" listens_again 2 && ping_server
+}
+
 set_devices() {
     start_pong || exit
     check late_neighbour
     check no_neighbour
+    check link_down_and_up
+    check device_removed
+    check last_device_removed
     kill "$pong_pid"
 }

@@ -125,6 +125,7 @@ impl Conn {
         };
         // A message may overtake the event that the connection is up.
         if status == Status::Success && self.phase == Phase::Accepting {
+            self.notify_established();
             self.establish(Vec::new(), events);
         }
         let is_good = status == Status::Success;

@@ -187,6 +187,8 @@ pub(super) struct Conn {
     pub(super) is_hot: bool,
     /// Counts among the connections in set-up.
     pub(super) is_half_open: bool,
+    /// rdma_cm was told that the connection is up, and has not told it back.
+    pub(super) is_notified: bool,
 }
 
 impl Conn {
@@ -227,6 +229,7 @@ impl Conn {
             is_dirty: false,
             is_hot: false,
             is_half_open: false,
+            is_notified: false,
         }
     }
 
@@ -254,7 +257,7 @@ impl Conn {
         };
         let options = queue_options(&device, config, self.expected_recvs, self.key)?;
         let pd = Pd::new(&self.id).map_err(os("ibv_alloc_pd"))?;
-        let qp = make_qp(&self.id, &pd, options).map_err(os("make a queue pair"))?;
+        let qp = make_qp(&self.id, self.key, &pd, options).map_err(os("make a queue pair"))?;
         let headers = Headers::new(&pd, options.sends).map_err(|error| {
             super::limits::explain(error, "register headers", options.sends as usize * HEADER)
         })?;
@@ -375,6 +378,13 @@ impl Conn {
             )
     }
 
+    /// A message of the peer shows that the connection is up. Otherwise rdma_cm would wait, give up
+    /// and take the connection down, if the peer's last message of the set-up is lost.
+    pub(super) fn notify_established(&mut self) {
+        // An error: it has heard of it by itself.
+        self.is_notified = self.id.notify_established().is_ok();
+    }
+
     /// Tells that the connection is up, once.
     pub(super) fn establish(&mut self, private_data: Vec<u8>, events: &mut Vec<FabricEvent>) {
         self.phase = Phase::Open;
@@ -448,13 +458,13 @@ fn queue_options(
 }
 
 /// Makes a queue pair. How much fits inline is known by trying only.
-fn make_qp(id: &CmId, pd: &Pd, options: QueueOptions) -> io::Result<Qp> {
+fn make_qp(id: &CmId, key: u64, pd: &Pd, options: QueueOptions) -> io::Result<Qp> {
     let mut first = None;
     for inline in [options.inline, 64, 0] {
         if inline > options.inline {
             continue;
         }
-        match Qp::new(id, pd, QueueOptions { inline, ..options }) {
+        match Qp::new(id, key, pd, QueueOptions { inline, ..options }) {
             Ok(qp) => return Ok(qp),
             Err(error) => {
                 first.get_or_insert(error);

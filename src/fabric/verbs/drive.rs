@@ -8,7 +8,9 @@ use log::info;
 
 use super::complete::Found;
 use super::conn::Phase;
+use super::listener::Listener;
 use super::post::PostError;
+use super::sys::CmId;
 use super::{has_devices, limits, Entry, VerbsFabric, BIND_PATIENCE};
 use crate::fabric::{EndReason, FabricEvent};
 
@@ -136,8 +138,13 @@ impl VerbsFabric {
         is_hot
     }
 
-    /// Listeners follow the addresses of the host.
-    pub(super) fn rescan(&mut self) {
+    /// Listeners follow the addresses and devices of the host.
+    pub(super) fn rescan(&mut self, events: &mut Vec<FabricEvent>) {
+        self.rescan_at = Some(self.now + self.config.rescan);
+        if self.look_for_removed(events) {
+            // Until the kernel is through with it, it can be found, but not used.
+            return;
+        }
         let mut listeners = 0;
         let channel = self.usable_channel();
         let cm = self.cm.get();
@@ -155,7 +162,29 @@ impl VerbsFabric {
             Ok(()) => self.is_missing_told = false,
             _ => {}
         }
-        self.rescan_at = (listeners > 0).then(|| self.now + self.config.rescan);
+        self.watch_listeners();
+        let is_needed = listeners > 0 || !self.watched.is_empty();
+        self.rescan_at = is_needed.then(|| self.now + self.config.rescan);
+    }
+
+    /// Watches all devices that are listened on.
+    pub(super) fn watch_listeners(&mut self) {
+        let listeners = self.slots.iter().filter_map(|(_, entry)| match entry {
+            Entry::Listener(listener) => Some(listener),
+            _ => None,
+        });
+        let new = |id: &&CmId| {
+            id.device()
+                .is_some_and(|it| !self.watched.contains_key(&it))
+        };
+        let ids: Vec<CmId> = listeners
+            .flat_map(Listener::ids)
+            .filter(new)
+            .cloned()
+            .collect();
+        for id in ids {
+            self.watch(&id);
+        }
     }
 
     /// Says once that listeners have nothing to listen on.

@@ -33,18 +33,26 @@ impl VerbsFabric {
 
     fn cm_event(&mut self, event: CmEvent, events: &mut Vec<FabricEvent>) {
         let key = event.key;
+        if event.kind == CmEventKind::DeviceRemoval {
+            if let Some(device) = event.device {
+                return self.device_removed(device, events);
+            }
+        }
         match self.slots.get_mut(key) {
             Some(Entry::Conn(_)) => self.conn_event(key, &event, events),
-            Some(Entry::Listener(listener)) => match event.kind {
-                CmEventKind::ConnectRequest => self.connect_request(event, events),
-                CmEventKind::DeviceRemoval => {
-                    info!("verbs: an RDMA device was removed");
-                    listener.drop_endpoints();
-                    self.rescan();
+            Some(Entry::Listener(_)) if event.kind == CmEventKind::ConnectRequest => {
+                self.connect_request(event, events);
+            }
+            Some(Entry::Listener(_) | Entry::Watch(_)) => {
+                // The address of a listener has gone to another link of a bond.
+                if event.kind == CmEventKind::AddrChange {
+                    self.rescan(events);
                 }
-                CmEventKind::AddrChange => self.rescan(),
-                _ => {}
-            },
+            }
+            Some(Entry::Closing { id, .. }) if event.kind == CmEventKind::Established => {
+                // Fails when the other side was faster.
+                let _ = id.disconnect();
+            }
             Some(Entry::Closing { deadline, .. }) => {
                 self.timers.set(key, deadline, None);
                 self.slots.remove(key);
@@ -55,6 +63,13 @@ impl VerbsFabric {
     }
 
     fn conn_event(&mut self, key: u64, event: &CmEvent, events: &mut Vec<FabricEvent>) {
+        if event.kind == CmEventKind::Disconnected {
+            // What the device has to say of a queue pair is nearer to the cause.
+            if let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
+                let id = conn.id.clone();
+                self.take_async_events_of(&id, events);
+            }
+        }
         let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
             return;
         };
@@ -68,7 +83,12 @@ impl VerbsFabric {
             (CmEventKind::AddrResolved, Phase::ResolvingAddress) => self.address_resolved(key),
             (CmEventKind::RouteResolved, Phase::ResolvingRoute) => self.route_resolved(key),
             (CmEventKind::Established, Phase::Connecting | Phase::Accepting) => {
+                conn.is_notified = false;
                 self.established(key, event, events);
+                Ok(())
+            }
+            (CmEventKind::Established, _) => {
+                conn.is_notified = false;
                 Ok(())
             }
             (CmEventKind::AddrError, Phase::ResolvingAddress)
@@ -76,17 +96,20 @@ impl VerbsFabric {
                 self.attempt_failed(key, event.status)
             }
             (CmEventKind::ConnectError, _) => Err(failed("connect with", peer, event.status)),
-            (CmEventKind::Unreachable, _) => Err(failed("reach", peer, event.status)),
             (CmEventKind::Rejected, _) => Err(EndReason::Refused(rejection(conn, event))),
             (CmEventKind::Disconnected, Phase::Draining) => Err(EndReason::Local),
             (CmEventKind::Disconnected, _) => Err(EndReason::PeerClosed),
-            (CmEventKind::DeviceRemoval, _) => {
-                let device = conn.id.device_name().unwrap_or_default();
-                let text = format!("the RDMA device {device} was removed");
-                Err(EndReason::Transport(text))
+            // The peer's hardware address is another one: a queue pair of RoCE goes on with the old.
+            (CmEventKind::Unreachable, Phase::Open | Phase::Draining) => Err(EndReason::Transport(
+                format!("{peer} has another hardware address, or is unreachable"),
+            )),
+            (CmEventKind::Unreachable, _) => Err(failed("reach", peer, event.status)),
+            // The address has gone to another link of a bond. The queue pair stays where it is, and
+            // the connection goes on as long as its path does.
+            (CmEventKind::AddrChange, _) => {
+                info!("verbs: {peer}: our address has gone to another link");
+                Ok(())
             }
-            // A bond's other leg; the connection goes on as long as its path does.
-            (CmEventKind::AddrChange, _) => Ok(()),
             _ => Ok(()),
         };
         if let Err(reason) = result {
@@ -209,7 +232,12 @@ impl VerbsFabric {
             conn.phase,
             Phase::Accepting | Phase::Open | Phase::Draining | Phase::Broken
         );
-        if was_up {
+        // Between rdma_notify and the event Established, the kernel loses sight of its own message:
+        // destroying the identifier would wait until the retries of that are over.
+        let is_notified = conn.is_notified;
+        if is_notified {
+            // Disconnects then.
+        } else if was_up {
             // Fails when the other side was faster.
             let _ = conn.id.disconnect();
         } else if conn.phase == Phase::AwaitAccept {
@@ -225,7 +253,7 @@ impl VerbsFabric {
             });
         }
         // A goodbye of ours is repeated by the kernel until it is answered.
-        let waits = was_up && reason == EndReason::Local;
+        let waits = is_notified || (was_up && reason == EndReason::Local);
         let id: Option<CmId> = waits.then(|| conn.id.clone());
         match id {
             Some(id) => {
@@ -233,7 +261,7 @@ impl VerbsFabric {
                 let until = self.now + self.config.close_timeout;
                 self.timers.set(key, &mut deadline, Some(until));
                 if let Some(entry) = self.slots.get_mut(key) {
-                    *entry = Entry::Closing { _id: id, deadline };
+                    *entry = Entry::Closing { id, deadline };
                 }
             }
             None => {

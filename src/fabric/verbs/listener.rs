@@ -11,14 +11,14 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use log::{debug, info, warn};
 
-use super::sys::{CmId, Device, EventChannel, Transport};
+use super::sys::{CmId, Device, DeviceId, EventChannel, Transport};
 use crate::fabric::{DeviceKind, FabricError, LocalAddress};
 
 /// An address that is listened on.
 struct Endpoint {
     address: SocketAddr,
     device: Device,
-    _id: CmId,
+    id: CmId,
 }
 
 /// A listener.
@@ -84,9 +84,19 @@ impl Listener {
         }
     }
 
-    /// A device went away: its identifiers have to go, and the others are made again.
+    /// There are no devices any more.
     pub(super) fn drop_endpoints(&mut self) {
         self.endpoints.clear();
+    }
+
+    /// A device went away: its identifiers have to go.
+    pub(super) fn drop_device(&mut self, device: DeviceId) {
+        self.endpoints.retain(|it| it.id.device() != Some(device));
+    }
+
+    /// The identifiers that listen.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &CmId> {
+        self.endpoints.iter().map(|endpoint| &endpoint.id)
     }
 
     /// The device behind an address that this listener takes connections on.
@@ -156,7 +166,7 @@ impl Listener {
         Ok(Endpoint {
             address,
             device,
-            _id: id,
+            id,
         })
     }
 

@@ -10,6 +10,7 @@
 //!       post                   work requests in chains, one doorbell for each flush
 //!       complete               the completion queue, a batch at a time
 //!       memory                 chunks of memory, registered as they come into use
+//!     watch                    devices: what they tell by themselves, and their removal
 //!     limits                   RLIMIT_MEMLOCK
 //!     sys                      the libraries behind safe types; the only unsafe code
 //! ```
@@ -36,8 +37,10 @@ mod post;
 mod resolve;
 #[allow(unsafe_code)]
 mod sys;
+mod watch;
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -48,7 +51,8 @@ use self::conn::{Conn, Phase, Recv, Work};
 use self::listener::Listener;
 use self::post::PostTools;
 use self::resolve::Attempt;
-use self::sys::{CmId, EventChannel};
+use self::sys::{CmId, DeviceId, EventChannel};
+use self::watch::Watch;
 use super::slots::{Slots, Timers};
 use super::{
     AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricError, FabricEvent,
@@ -66,9 +70,11 @@ enum Entry {
     Conn(Box<Conn>),
     /// Over for the caller; the peer is still told.
     Closing {
-        _id: CmId,
+        id: CmId,
         deadline: Option<Instant>,
     },
+    /// A device.
+    Watch(Watch),
 }
 
 /// The verbs fabric. Belongs to one thread.
@@ -87,6 +93,8 @@ pub struct VerbsFabric {
     /// What happened while a bind was waited for.
     early: Vec<FabricEvent>,
     half_open: usize,
+    /// Devices in use, each with the key of its entry; none: it cannot be watched.
+    watched: HashMap<DeviceId, Option<u64>>,
     /// RLIMIT_MEMLOCK was found to be enough.
     is_limit_checked: bool,
     /// It was told that there are no devices.
@@ -118,6 +126,7 @@ impl VerbsFabric {
             hot: Vec::new(),
             early: Vec::new(),
             half_open: 0,
+            watched: HashMap::new(),
             is_limit_checked: false,
             is_missing_told: false,
             rescan_at: None,
@@ -209,6 +218,11 @@ impl VerbsFabric {
                 .add(&queues.qp, key, Interest::READ)
                 .map_err(|error| FabricError::Os("epoll".into(), error))?;
         }
+        let id = conn.id.clone();
+        self.watch(&id);
+        let Some(Entry::Conn(conn)) = self.slots.get_mut(key) else {
+            return Err(FabricError::NoSuchKey);
+        };
         // The first look arms it.
         if !std::mem::replace(&mut conn.is_hot, true) {
             self.hot.push(key);
@@ -284,6 +298,7 @@ impl Fabric for VerbsFabric {
         }
         let rescan = self.now + self.config.rescan;
         self.rescan_at.get_or_insert(rescan);
+        self.watch_listeners();
         Ok((ListenerKey(key), taken))
     }
 
@@ -523,8 +538,10 @@ impl Fabric for VerbsFabric {
         if ready.key == CM_KEY {
             return self.take_cm_events(events);
         }
-        let Some(Entry::Conn(conn)) = self.slots.get_mut(ready.key) else {
-            return;
+        let conn = match self.slots.get_mut(ready.key) {
+            Some(Entry::Conn(conn)) => conn,
+            Some(Entry::Watch(_)) => return self.take_async_events(ready.key, events),
+            _ => return,
         };
         let Some(queues) = &mut conn.queues else {
             return;
@@ -564,11 +581,11 @@ impl Fabric for VerbsFabric {
                 Some(Entry::Closing { .. }) => {
                     self.slots.remove(key);
                 }
-                Some(Entry::Listener(_)) | None => {}
+                Some(Entry::Listener(_) | Entry::Watch(_)) | None => {}
             }
         }
         if self.rescan_at.is_some_and(|at| at <= now) {
-            self.rescan();
+            self.rescan(events);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.give_back(self.config.keep_idle);

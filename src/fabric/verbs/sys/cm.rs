@@ -12,6 +12,7 @@ use libc::{c_int, c_void};
 
 use super::ffi::{self, Functions};
 use super::library;
+use super::watch::DeviceId;
 
 /// Where all events of connection management come.
 pub(in crate::fabric::verbs) struct EventChannel(Rc<Channel>);
@@ -118,6 +119,8 @@ impl EventChannel {
             kind,
             status: event.status,
             key,
+            // SAFETY: as above.
+            device: DeviceId::new(unsafe { (*named).verbs }),
             request,
             private_data,
             responder_resources: conn.responder_resources,
@@ -186,6 +189,8 @@ pub(in crate::fabric::verbs) struct CmEvent {
     pub(in crate::fabric::verbs) status: i32,
     /// The key of the identifier; of a connect request: of the listener.
     pub(in crate::fabric::verbs) key: u64,
+    /// The device of that identifier.
+    pub(in crate::fabric::verbs) device: Option<DeviceId>,
     /// The new identifier of a connect request.
     pub(in crate::fabric::verbs) request: Option<CmId>,
     pub(in crate::fabric::verbs) private_data: Vec<u8>,
@@ -322,6 +327,13 @@ impl CmId {
         check(unsafe { (self.0.functions().rdma_disconnect)(self.0.raw()) })
     }
 
+    /// Tells that the connection is up, which a message of the peer shows: the last one of the
+    /// set-up may come later, or never (rdma_notify(3)). Does nothing on iWARP.
+    pub(in crate::fabric::verbs) fn notify_established(&self) -> io::Result<()> {
+        // SAFETY: the identifier is valid.
+        check(unsafe { (self.0.functions().rdma_notify)(self.0.raw(), ffi::IBV_EVENT_COMM_EST) })
+    }
+
     pub(in crate::fabric::verbs) fn local(&self) -> Option<SocketAddr> {
         // SAFETY: the identifier is valid.
         address_of(unsafe { &(*self.0.raw()).src_addr })
@@ -336,6 +348,19 @@ impl CmId {
     pub(in crate::fabric::verbs) fn device_port(&self) -> u8 {
         // SAFETY: the identifier is valid.
         unsafe { (*self.0.raw()).port_num }
+    }
+
+    /// The device, once there is one.
+    pub(in crate::fabric::verbs) fn device(&self) -> Option<DeviceId> {
+        DeviceId::new(self.0.verbs()?.as_ptr())
+    }
+
+    /// The name of its file in /dev/infiniband.
+    pub(in crate::fabric::verbs) fn device_node(&self) -> Option<String> {
+        let verbs = self.0.verbs()?;
+        // SAFETY: as for the name below.
+        let name = unsafe { CStr::from_ptr((*verbs.as_ref().device).dev_name.as_ptr()) };
+        Some(name.to_string_lossy().into_owned())
     }
 
     /// The name of the device, once there is one.

@@ -262,6 +262,13 @@ pub(super) struct ibv_port_attr {
 }
 
 #[repr(C)]
+pub(super) struct ibv_async_event {
+    /// A queue, or the number of a port (union).
+    pub(super) element: *mut c_void,
+    pub(super) event_type: c_int,
+}
+
+#[repr(C)]
 pub(super) struct rdma_event_channel {
     pub(super) fd: c_int,
 }
@@ -328,6 +335,19 @@ pub(super) const IBV_SEND_SIGNALED: c_uint = 1 << 1;
 pub(super) const IBV_SEND_INLINE: c_uint = 1 << 3;
 pub(super) const IBV_WC_WITH_INV: c_uint = 1 << 3;
 pub(super) const IBV_WC_IP_CSUM_OK: c_uint = 1 << 2;
+pub(super) const IBV_EVENT_CQ_ERR: c_int = 0;
+pub(super) const IBV_EVENT_QP_FATAL: c_int = 1;
+pub(super) const IBV_EVENT_QP_REQ_ERR: c_int = 2;
+pub(super) const IBV_EVENT_QP_ACCESS_ERR: c_int = 3;
+pub(super) const IBV_EVENT_COMM_EST: c_int = 4;
+pub(super) const IBV_EVENT_DEVICE_FATAL: c_int = 8;
+pub(super) const IBV_EVENT_PORT_ACTIVE: c_int = 9;
+pub(super) const IBV_EVENT_PORT_ERR: c_int = 10;
+pub(super) const IBV_EVENT_LID_CHANGE: c_int = 11;
+pub(super) const IBV_EVENT_PKEY_CHANGE: c_int = 12;
+pub(super) const IBV_EVENT_SM_CHANGE: c_int = 13;
+pub(super) const IBV_EVENT_CLIENT_REREGISTER: c_int = 17;
+pub(super) const IBV_EVENT_GID_CHANGE: c_int = 18;
 pub(super) const RDMA_PS_TCP: c_int = 0x0106;
 
 /// The two libraries.
@@ -376,6 +396,8 @@ functions! {
     verbs: ibv_destroy_cq(*mut ibv_cq) -> c_int;
     verbs: ibv_get_cq_event(*mut ibv_comp_channel, *mut *mut ibv_cq, *mut *mut c_void) -> c_int;
     verbs: ibv_ack_cq_events(*mut ibv_cq, c_uint);
+    verbs: ibv_get_async_event(*mut ibv_context, *mut ibv_async_event) -> c_int;
+    verbs: ibv_ack_async_event(*mut ibv_async_event);
     cm: rdma_create_event_channel() -> *mut rdma_event_channel;
     cm: rdma_destroy_event_channel(*mut rdma_event_channel);
     cm: rdma_create_id(*mut rdma_event_channel, *mut *mut rdma_cm_id, *mut c_void, c_int) -> c_int;
@@ -389,6 +411,7 @@ functions! {
     cm: rdma_connect(*mut rdma_cm_id, *mut rdma_conn_param) -> c_int;
     cm: rdma_accept(*mut rdma_cm_id, *mut rdma_conn_param) -> c_int;
     cm: rdma_reject(*mut rdma_cm_id, *const c_void, u8) -> c_int;
+    cm: rdma_notify(*mut rdma_cm_id, c_int) -> c_int;
     cm: rdma_disconnect(*mut rdma_cm_id) -> c_int;
     cm: rdma_get_cm_event(*mut rdma_event_channel, *mut *mut rdma_cm_event) -> c_int;
     cm: rdma_ack_cm_event(*mut rdma_cm_event) -> c_int;
@@ -419,19 +442,25 @@ mod tests {
             )* };
         }
         same!(size ibv_device ibv_context_ops ibv_mr ibv_comp_channel ibv_qp_cap ibv_qp_init_attr);
+        same!(size ibv_async_event);
+        same!(ibv_async_event element = "element" event_type = "event_type");
+        same!(value IBV_EVENT_CQ_ERR IBV_EVENT_QP_FATAL IBV_EVENT_QP_REQ_ERR
+            IBV_EVENT_QP_ACCESS_ERR IBV_EVENT_COMM_EST IBV_EVENT_DEVICE_FATAL IBV_EVENT_PORT_ACTIVE
+            IBV_EVENT_PORT_ERR IBV_EVENT_LID_CHANGE IBV_EVENT_PKEY_CHANGE IBV_EVENT_SM_CHANGE
+            IBV_EVENT_CLIENT_REREGISTER IBV_EVENT_GID_CHANGE);
         same!(size ibv_mw ibv_sge ibv_send_wr ibv_recv_wr ibv_wc ibv_device_attr rdma_conn_param);
         same!(ibv_device node_type = "node_type" transport_type = "transport_type" name = "name"
-            ibdev_path = "ibdev_path");
+            dev_name = "dev_name" ibdev_path = "ibdev_path");
         same!(ibv_mw rkey = "rkey" handle = "handle" type_ = "type");
         same!(ibv_context_ops alloc_mw = "alloc_mw" dealloc_mw = "dealloc_mw");
         same!(ibv_context_ops poll_cq = "poll_cq" req_notify_cq = "req_notify_cq"
             post_send = "post_send" post_recv = "post_recv");
-        same!(ibv_context device = "device" ops = "ops" async_fd = "async_fd"
+        same!(ibv_context device = "device" ops = "ops" cmd_fd = "cmd_fd" async_fd = "async_fd"
             num_comp_vectors = "num_comp_vectors");
         same!(ibv_mr lkey = "lkey" rkey = "rkey" length = "length");
         same!(ibv_comp_channel fd = "fd");
-        same!(ibv_cq context = "context" channel = "channel" cqe = "cqe");
-        same!(ibv_qp context = "context" pd = "pd" qp_num = "qp_num");
+        same!(ibv_cq context = "context" channel = "channel" cq_context = "cq_context" cqe = "cqe");
+        same!(ibv_qp context = "context" qp_context = "qp_context" pd = "pd" qp_num = "qp_num");
         same!(ibv_qp_init_attr send_cq = "send_cq" cap = "cap" qp_type = "qp_type"
             sq_sig_all = "sq_sig_all");
         same!(ibv_send_wr next = "next" sg_list = "sg_list" num_sge = "num_sge" opcode = "opcode"

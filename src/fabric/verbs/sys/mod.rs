@@ -13,9 +13,11 @@ mod ffi;
 mod library;
 mod memory;
 mod queue;
+mod watch;
 
 pub(super) use batch::{RecvBatch, SendBatch, SendOp};
 pub(super) use cm::{CmEvent, CmEventKind, CmId, ConnParams, EventChannel};
 pub(super) use device::{Device, Transport};
 pub(super) use memory::{Mr, Mw, Pd, Rights, Sge};
 pub(super) use queue::{Completion, Outcome, Qp, QueueOptions, POLL_BATCH};
+pub(super) use watch::{AsyncEvent, AsyncEventKind, AsyncEvents, DeviceId};

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
-use libc::{c_int, c_uint};
+use libc::{c_int, c_uint, c_void};
 
 use super::batch::{RecvBatch, SendBatch};
 use super::cm::{CmId, Id};
@@ -34,7 +34,7 @@ struct Cq {
 }
 
 impl Cq {
-    fn new(id: &CmId, entries: u32, vector: u32) -> io::Result<Self> {
+    fn new(id: &CmId, key: u64, entries: u32, vector: u32) -> io::Result<Self> {
         let verbs = id.0.verbs().ok_or_else(no_device)?;
         let functions = id.0.functions();
         // SAFETY: the context lives as long as the identifier.
@@ -50,12 +50,12 @@ impl Cq {
         let vectors = unsafe { verbs.as_ref().num_comp_vectors }.max(1);
         let vector = (vector % vectors.unsigned_abs()) as c_int;
         let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
-        // SAFETY: context and channel are valid; the context pointer of the queue is not used.
+        // SAFETY: context and channel are valid; the context pointer of the queue is only a number.
         let raw = unsafe {
             (functions.ibv_create_cq)(
                 verbs.as_ptr(),
                 entries,
-                ptr::null_mut(),
+                key as *mut c_void,
                 channel.raw.as_ptr(),
                 vector,
             )
@@ -128,9 +128,10 @@ impl AsFd for Qp {
 
 impl Qp {
     /// Makes the queue pair of an identifier, which must not have one yet. What the device grants
-    /// stands in [`Qp::options`].
+    /// stands in [`Qp::options`]; `key` comes with its asynchronous events.
     pub(in crate::fabric::verbs) fn new(
         id: &CmId,
+        key: u64,
         pd: &Pd,
         options: QueueOptions,
     ) -> io::Result<Self> {
@@ -138,9 +139,9 @@ impl Qp {
         if !unsafe { (*id.0.raw()).qp }.is_null() {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
-        let cq = Cq::new(id, options.sends + options.recvs + 1, options.vector)?;
+        let cq = Cq::new(id, key, options.sends + options.recvs + 1, options.vector)?;
         let mut attr = ffi::ibv_qp_init_attr {
-            qp_context: ptr::null_mut(),
+            qp_context: key as *mut c_void,
             send_cq: cq.raw.as_ptr(),
             recv_cq: cq.raw.as_ptr(),
             srq: ptr::null_mut(),
