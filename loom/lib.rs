@@ -159,6 +159,11 @@ type SetSleeping = fn(&mut Consumer<4>, &AtomicU32) -> Result<bool, RingError>;
 /// One side submits two entries and rings if told to; the other takes them, and sleeps until it is
 /// rung when there are none. A wake-up that is lost is a deadlock, which loom finds.
 fn sleeper(announce: Announce, set_sleeping: SetSleeping) {
+    sleeper_of([announce, announce], set_sleeping);
+}
+
+/// The same with a way to announce for each of the two.
+fn sleeper_of(announce: [Announce; 2], set_sleeping: SetSleeping) {
     check(move || {
         let (region, mut producer, mut consumer) = ends();
         let bell = Arc::new(Notify::new());
@@ -166,7 +171,7 @@ fn sleeper(announce: Announce, set_sleeping: SetSleeping) {
             let (region, bell) = (region.clone(), bell.clone());
             thread::spawn(move || {
                 let flag = region.atomic_u32(mem::FLAG).unwrap();
-                for entry in 0..2_u32 {
+                for (entry, announce) in (0_u32..).zip(announce) {
                     producer.push(&entry.to_ne_bytes()).unwrap().unwrap();
                     if announce(&mut producer, flag).unwrap() {
                         bell.notify();
@@ -216,6 +221,58 @@ fn without_the_consumers_fence_one_is() {
         Ok(ring.pending()? > 0)
     };
     sleeper(ring::announce, set_sleeping);
+}
+
+/// Who sleeps for everything is woken by what is announced lazily, too.
+#[test]
+fn lazy_entries_wake_who_sleeps_for_all() {
+    sleeper(ring::announce_lazily, |ring, flag| {
+        ring::sleep_for(ring, flag, ring::ALL)
+    });
+}
+
+/// Who sleeps for what is urgent finds what was announced lazily before it.
+#[test]
+fn an_urgent_entry_brings_lazy_ones_along() {
+    sleeper_of([ring::announce_lazily, ring::announce], |ring, flag| {
+        ring::sleep_for(ring, flag, ring::URGENT)
+    });
+}
+
+/// Who has gone to sleep for what is urgent and then waits for everything misses nothing that was
+/// announced in between.
+#[test]
+fn a_change_of_mind_misses_nothing() {
+    for announce in [
+        [ring::announce_lazily as Announce, ring::announce_lazily],
+        [ring::announce_lazily, ring::announce],
+        [ring::announce, ring::announce_lazily],
+    ] {
+        sleeper_of(announce, |ring, flag| {
+            Ok(ring::sleep_for(ring, flag, ring::URGENT)? || ring::sleep_for_all(ring, flag)?)
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn without_the_fence_of_a_change_of_mind_one_is() {
+    sleeper(ring::announce_lazily, |ring, flag| {
+        if ring::sleep_for(ring, flag, ring::URGENT)? {
+            return Ok(true);
+        }
+        let relaxed = Ordering::Relaxed;
+        let changed = flag.compare_exchange(ring::URGENT, ring::ALL, relaxed, relaxed);
+        Ok(changed.is_ok() && ring.pending()? > 0)
+    });
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_lazy_entry_alone_does_not_wake_who_sleeps_for_what_is_urgent() {
+    sleeper(ring::announce_lazily, |ring, flag| {
+        ring::sleep_for(ring, flag, ring::URGENT)
+    });
 }
 
 /// Without Release and Acquire on the index an entry is read while it is written; loom's cells

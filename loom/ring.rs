@@ -48,3 +48,28 @@ pub(crate) fn set_sleeping(
 pub(crate) fn take_flag(flag: &atomic::AtomicU32) -> bool {
     wake::take_flag(flag)
 }
+
+pub(crate) const URGENT: u32 = wake::URGENT;
+pub(crate) const ALL: u32 = wake::ALL;
+
+pub(crate) fn announce_lazily(
+    ring: &mut spsc::Producer<4>,
+    flag: &atomic::AtomicU32,
+) -> Result<bool, RingError> {
+    wake::announce_lazily(ring, flag)
+}
+
+pub(crate) fn sleep_for(
+    ring: &mut spsc::Consumer<4>,
+    flag: &atomic::AtomicU32,
+    what: u32,
+) -> Result<bool, RingError> {
+    wake::sleep_for(ring, flag, what)
+}
+
+pub(crate) fn sleep_for_all(
+    ring: &mut spsc::Consumer<4>,
+    flag: &atomic::AtomicU32,
+) -> Result<bool, RingError> {
+    wake::sleep_for_all(ring, flag)
+}
