@@ -15,8 +15,8 @@ start_pong() {
 # ping_server [TARGET]: the active side, device 1
 ping_server() { "$PROGRAM" ping -n 3 "${@:-verbs:$pong_at}"; }
 
-# check NAME: runs the function check_NAME
-check() {
+# check_device NAME: runs the function check_NAME
+check_device() {
     if "check_$1"; then
         echo "@@ pass $1"
     else
@@ -109,10 +109,10 @@ check_last_device_removed() {
 
 set_devices() {
     start_pong || exit
-    check late_neighbour
-    check no_neighbour
-    check link_down_and_up
-    check device_removed
-    check last_device_removed
+    check_device late_neighbour
+    check_device no_neighbour
+    check_device link_down_and_up
+    check_device device_removed
+    check_device last_device_removed
     kill "$pong_pid"
 }
