@@ -7,7 +7,7 @@
 #   @@ fail NAME       it was not; what it said stands before
 #   @@ ask WORDS       the host shall do something and answer with a line
 #   @@ stuck           the client hangs by a fault of its own; the guest ends
-#   @@ end             that was all
+#   @@ end             that was all; without it the set was not done to its end
 # Everything else is for whoever has to find out what went wrong.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C
 here=$(dirname "$0")
@@ -16,7 +16,6 @@ stty -echo -onlcr
 exec 3<&0 4>&1 2>&1 </dev/null
 
 power_off() {
-    echo "@@ end"
     sync
     echo o >/proc/sysrq-trigger
     # init must not end
@@ -24,6 +23,8 @@ power_off() {
 }
 mount -t proc proc /proc || power_off
 mount -t sysfs sysfs /sys
+# `ip netns exec` copies all mounts; those that end here have to end there, too.
+mount --make-rshared /
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
 for folder in /run /tmp /mnt; do
     mount -t tmpfs tmpfs "$folder"
@@ -48,28 +49,32 @@ trap power_off EXIT
 . "$here/devices.sh"
 cd / || exit
 
+run_set() {
+    "set_$SET"
+    echo "@@ end"
+    exit
+}
+
 ip link set lo up
 device=''
 case $BED in
 ksmbd)
     start_ksmbd || exit
-    "set_$SET"
-    exit
+    run_set
     ;;
 device | wire)
     "make_$BED" || exit
-    "set_$SET"
-    exit
+    run_set
     ;;
 tap) device=vec0 ;;
 guest)
     device=veth0
     make_server_namespace
-    start_server_in_guest
+    start_server_in_guest || exit
     ;;
 verbs)
     # The server has device 0, the client device 1.
-    make_wire && start_server_in_guest
+    make_wire && start_server_in_guest || exit
     ;;
 esac
 if [[ -n $device ]]; then
@@ -79,4 +84,4 @@ if [[ -n $device ]]; then
 fi
 # The kernel's client has one address resolved only once, and shortly.
 wait_until "the server can be reached" eval "(: </dev/tcp/$SERVER/$TCP_PORT) 2>/dev/null"
-"set_$SET"
+run_set

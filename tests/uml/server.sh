@@ -63,18 +63,28 @@ guest_counters() {
 
 guest_sum() { sha256sum <"$state/share/$1" | cut -d ' ' -f 1; }
 
+# keep_running NAME: what was started last is no job of this shell, or of this check
+keep_running() {
+    echo $! >"$state/$1.pid"
+    disown $!
+}
+
+pid_of() { cat "$state/$1.pid"; }
+
+is_gone() { ! kill -0 "$1" 2>/dev/null; }
+
 start_engine() {
     # shellcheck disable=SC2086 # a list of options
     "${place[@]}" "$PROGRAM" engine --socket "$state/engine.sock" $ENGINE_OPTIONS \
         >>"$state/engine.log" 2>&1 &
-    engine_pid=$!
+    keep_running engine
     wait_until "the engine answers" eval 'status_json >/dev/null'
 }
 
 start_smbd() {
     "${place[@]}" "$SAMBA/smbd" --foreground --no-process-group --configfile="$state/smb.conf" \
         >>"$state/smbd.out" 2>&1 &
-    smbd_pid=$!
+    keep_running smbd
     wait_until "smbd listens for SMB Direct" smbd_is_ready
 }
 
@@ -84,12 +94,12 @@ smbd_is_ready() {
         in_server bash -c "(: </dev/tcp/127.0.0.1/$TCP_PORT) 2>/dev/null"
 }
 
-smbd_children() { pgrep -x smbd | grep -vx "$smbd_pid"; }
+smbd_children() { pgrep -x smbd | grep -vx "$(pid_of smbd)"; }
 
 guest_kill_child() {
     local owners
     owners=$(status_json | grep -oE '"owner_pid": ?[0-9]+' | grep -oE '[0-9]+$' | sort -u)
-    owners=$(grep -vxE "0|$smbd_pid" <<<"$owners")
+    owners=$(grep -vxE "0|$(pid_of smbd)" <<<"$owners")
     [[ -n $owners ]] || return 1
     # shellcheck disable=SC2086 # a list of numbers
     kill -KILL $owners
@@ -110,15 +120,19 @@ guest_end_channel() {
 guest_cut_channel() { guest_end_channel "$1" --abort; }
 
 guest_restart_smbd() {
+    local pid
+    pid=$(pid_of smbd)
     # shellcheck disable=SC2046 # a list of numbers
-    kill -KILL "$smbd_pid" $(smbd_children)
-    wait "$smbd_pid"
+    kill -KILL "$pid" $(smbd_children)
+    wait_until "smbd is gone" is_gone "$pid"
     start_smbd
 }
 
 guest_restart_engine() {
-    kill -KILL "$engine_pid"
-    wait "$engine_pid"
+    local pid
+    pid=$(pid_of engine)
+    kill -KILL "$pid"
+    wait_until "the engine is gone" is_gone "$pid"
     start_engine
     wait_until "smbd listens for SMB Direct" smbd_is_ready
 }
