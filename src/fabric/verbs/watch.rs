@@ -11,7 +11,8 @@
 //! word to them; so it is looked for from time to time.
 
 use std::collections::hash_map::Entry as MapEntry;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use log::{debug, info, warn};
 
@@ -31,8 +32,8 @@ const EVENT_BATCH: usize = 64;
 pub(super) struct Watch {
     device: DeviceId,
     name: String,
-    /// The name of its file.
-    node: String,
+    /// Its file; none: it was not found, so it cannot be missed.
+    file: Option<DeviceFile>,
     events: AsyncEvents,
 }
 
@@ -78,7 +79,7 @@ impl VerbsFabric {
             Entry::Watch(Watch {
                 device,
                 name: name.to_owned(),
-                node: own.device_node().unwrap_or_default(),
+                file: own.device_node().and_then(|node| DeviceFile::of(&node)),
                 events,
             })
         });
@@ -215,8 +216,7 @@ impl VerbsFabric {
             Entry::Watch(watch) => Some(watch),
             _ => None,
         });
-        let root = Path::new(DEVICE_FILES);
-        let gone = watches.filter(|watch| is_removed(root, &watch.node, &watch.name));
+        let gone = watches.filter(|watch| watch.file.as_ref().is_some_and(DeviceFile::is_gone));
         let gone: Vec<DeviceId> = gone.map(|watch| watch.device).collect();
         for &device in &gone {
             self.device_removed(device, events);
@@ -225,12 +225,28 @@ impl VerbsFabric {
     }
 }
 
-/// Whether the kernel has taken the file of a device away.
-fn is_removed(root: &Path, node: &str, name: &str) -> bool {
-    match std::fs::read_to_string(root.join(node).join("ibdev")) {
-        // Another device may have got the number.
-        Ok(text) => text.trim() != name,
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+/// What the kernel shows of a device as long as that can be used.
+struct DeviceFile {
+    path: PathBuf,
+    /// Another device may get the same name, and a device another name.
+    inode: u64,
+}
+
+impl DeviceFile {
+    fn of(node: &str) -> Option<Self> {
+        Self::at(Path::new(DEVICE_FILES).join(node))
+    }
+
+    fn at(path: PathBuf) -> Option<Self> {
+        let inode = std::fs::metadata(&path).ok()?.ino();
+        Some(Self { path, inode })
+    }
+
+    fn is_gone(&self) -> bool {
+        match std::fs::metadata(&self.path) {
+            Ok(found) => found.ino() != self.inode,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
     }
 }
 
@@ -261,10 +277,13 @@ mod tests {
         let root = std::env::temp_dir().join(format!("smbdirect-watch-{}", std::process::id()));
         let node = root.join("uverbs0");
         std::fs::create_dir_all(&node).unwrap();
-        std::fs::write(node.join("ibdev"), "siw0\n").unwrap();
-        assert!(!is_removed(&root, "uverbs0", "siw0"));
-        assert!(is_removed(&root, "uverbs0", "siw1"), "another one");
-        assert!(is_removed(&root, "uverbs1", "siw1"), "none");
+        let file = DeviceFile::at(node.clone()).expect("is there");
+        assert!(!file.is_gone());
+        std::fs::rename(&node, root.join("uverbs1")).unwrap();
+        assert!(file.is_gone(), "none");
+        std::fs::create_dir(&node).unwrap();
+        assert!(file.is_gone(), "another one");
+        assert!(DeviceFile::at(root.join("uverbs2")).is_none());
         std::fs::remove_dir_all(&root).unwrap();
     }
 
