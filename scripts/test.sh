@@ -44,6 +44,10 @@ else
 fi
 if $CARGO clippy --version >/dev/null 2>&1; then
     check "cargo clippy" "$CARGO" clippy --quiet --all-targets -- -D warnings
+    check "cargo clippy without verbs" "$CARGO" clippy --quiet --all-targets \
+        --no-default-features --features tools -- -D warnings
+    check "cargo clippy without features" "$CARGO" clippy --quiet --lib --no-default-features \
+        -- -D warnings
 else
     skip "cargo clippy" "clippy is not installed (rustup component add clippy)"
 fi

@@ -4,6 +4,7 @@
 pub(crate) mod cases;
 pub(crate) mod world;
 
+#[cfg(feature = "verbs")]
 use std::net::IpAddr;
 
 /// The RDMA devices of this machine, each with an address of its own.
