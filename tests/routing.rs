@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{
-    binding, connect_and_send, connect_spec, negotiate, send, smb2_header, test_address,
+    binding, connect_and_send, connect_spec, negotiate, send, smb2_header, status_at, test_address,
     test_fabric, until_end, until_status, wait_for, TestEngine,
 };
 use smbdirect::client::{EventKind, Handle, OpenOptions};
 use smbdirect::engine::{Config, Listen};
-use smbdirect::ipc::{Params, SessionSpec};
+use smbdirect::ipc::{Fabric, Params, SessionSpec, Status};
 use smbdirect::ring::{flags, AreaOptions};
 
 const GUID: [u8; 16] = *b"client-guid-0001";
@@ -360,6 +360,62 @@ fn a_connection_changes_hands() {
     assert_eq!(event.connection, again);
     assert_eq!(got, b"\xfeSMB to the first owner");
     assert_eq!(server.engine.status().engine.counters.connections_moved, 2);
+}
+
+/// A handle without connections gives its pages back, but none that a device has registered, or a
+/// receive stands for: those would be other ones to the device than to everybody else.
+#[test]
+fn pages_go_when_no_device_has_them() {
+    let mut server = Server::plain();
+    let mut handles: Vec<_> = (0..3).map(|_| server.engine.open(false)).collect();
+    let [client, old, new] = &mut handles[..] else {
+        unreachable!()
+    };
+    let (active, passive) = server.connected(client, old);
+    let large: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 % 251) as u8).collect();
+    send(client, active, 5, &large);
+    assert!(wait_for(old, EventKind::PduReceived).1 == large);
+    let socket = server.engine.socket.clone();
+    let committed = |status: &Status| {
+        let handles = status.handles.iter().filter(|it| !it.parent);
+        handles.map(|it| it.committed_bytes).collect::<Vec<_>>()
+    };
+    let registered = |status: &Status| status.engine.memory.registered_bytes[&test_fabric()];
+    let busy = status_at(&socket);
+    assert!(committed(&busy)[1] > large.len() as u64, "{busy:?}");
+    if test_fabric() == Fabric::Verbs {
+        let memory = &busy.engine.memory;
+        assert!(registered(&busy) > 0, "{memory:?}");
+        assert!(memory.pinned_bytes >= registered(&busy), "{memory:?}");
+    }
+    // It moves away. Receives still stand in the first owner's slots; the peer uses them up.
+    let token = old.export(passive).unwrap();
+    let moved = new.accept(token).unwrap();
+    assert_eq!(until_end(old).1, -libc::EREMCHG);
+    for cookie in 0..300 {
+        let pdu = [b"\xfeSMB", &[cookie as u8; 2000][..]].concat();
+        send(client, active, 100 + cookie, &pdu);
+        assert!(wait_for(new, EventKind::PduReceived).1 == pdu, "{cookie}");
+    }
+    let is_small = |bytes: u64| bytes < 500_000;
+    until_status(&socket, "given back", |status| {
+        is_small(committed(status)[1])
+    });
+    // And comes back, to other pages.
+    let token = new.export(moved).unwrap();
+    let again = old.accept(token).unwrap();
+    send(client, active, 7, &large);
+    assert!(wait_for(old, EventKind::PduReceived).1 == large);
+    send(old, again, 8, &large);
+    assert!(wait_for(client, EventKind::PduReceived).1 == large);
+    // Nobody has anything of the old kind when all is over.
+    old.disconnect(again).unwrap();
+    until_end(client);
+    until_end(old);
+    until_status(&socket, "given back", |status| {
+        let all = committed(status);
+        registered(status) == 0 && all.into_iter().all(is_small)
+    });
 }
 
 #[test]

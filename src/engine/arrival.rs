@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::{Conn, Owner, PRIVATE_RECEIVES};
-use super::fabrics;
 use super::rights::ROOT;
 use super::routing::Refused;
 use super::Engine;
@@ -180,7 +179,6 @@ impl Engine {
     /// A place in a handle's table for a connection.
     pub(super) fn claim_index(&mut self, client: usize, key: usize) -> Result<Owner, Refused> {
         let serial = self.conns[key].serial;
-        let keeps_pages = fabrics::kind(self.conns[key].fabric) == ipc::Fabric::Verbs;
         let no_handle = (libc::EBADF, String::from("open a handle first"));
         let handle = self.clients.handle_at(client).ok_or(no_handle)?;
         let most = handle.table.len();
@@ -191,7 +189,7 @@ impl Engine {
             )
         })?;
         handle.attached += 1;
-        handle.keeps_pages |= keeps_pages;
+        handle.has_pages = true;
         Ok(Owner {
             handle: handle.id,
             index,

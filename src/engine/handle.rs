@@ -27,9 +27,8 @@ pub(super) struct Handle {
     /// Indices whose Disconnected entry the owner has not taken yet.
     retired: Vec<(usize, CqPosition)>,
     pub(super) attached: usize,
-    /// A device may know the pages of the area, and would go on with them after others have taken
-    /// their place.
-    pub(super) keeps_pages: bool,
+    /// Connections have used pages of the area since they were last given back.
+    pub(super) has_pages: bool,
     /// Operations taken from the submission ring whose completion was not told yet.
     pub(super) outstanding: u32,
     /// Connections that could not post all the receives they may.
@@ -73,7 +72,7 @@ impl Handle {
             table: vec![None; connections],
             retired: Vec::new(),
             attached: 0,
-            keeps_pages: false,
+            has_pages: false,
             outstanding: 0,
             starved: Vec::new(),
             session_ids: Vec::new(),
@@ -134,11 +133,7 @@ impl Handle {
                 }
             }
         }
-        let count = self.free.len() - before;
-        if count > 0 {
-            self.give_memory_back();
-        }
-        count
+        self.free.len() - before
     }
 
     /// A connection could not get all the slots it may have.
@@ -149,12 +144,18 @@ impl Handle {
         self.want_returns();
     }
 
-    /// Without connections the receive slots and the send area need no memory.
-    pub(super) fn give_memory_back(&mut self) {
-        if self.attached == 0 && !self.keeps_pages {
-            if let Err(error) = self.side.punch_idle() {
-                self.broken.get_or_insert(error);
-            }
+    /// Whether the pages of receive slots and send area can go, if no device has them registered: the
+    /// last connection has gone, and all slots are back. Receives that stand for a connection that
+    /// has moved away are not.
+    pub(super) fn has_idle_pages(&self) -> bool {
+        self.has_pages && self.attached == 0 && self.free.len() == self.slot_count
+    }
+
+    /// Gives them back.
+    pub(super) fn give_pages_back(&mut self) {
+        self.has_pages = false;
+        if let Err(error) = self.side.punch_idle() {
+            self.broken.get_or_insert(error);
         }
     }
 
@@ -206,6 +207,10 @@ impl Handle {
             self.retired.push((index, position));
         }
         self.attached = self.attached.saturating_sub(1);
+        if self.attached == 0 && self.free.len() < self.slot_count {
+            // The pages go when the owner has returned what it still reads.
+            self.want_returns();
+        }
         self.starved
             .retain(|&conn| self.table.get(index) != Some(&Some(conn)));
     }

@@ -163,7 +163,6 @@ impl Engine {
     fn end_ownership(&mut self, owner: Owner, entry: &CqEntry) {
         if let Some(handle) = self.clients.handle(owner.handle) {
             handle.push_disconnected(owner.index, entry);
-            handle.give_memory_back();
             self.share_slots(owner.handle);
         }
     }

@@ -650,6 +650,13 @@ impl Engine {
             let Some(handle) = self.clients.get_mut(key).and_then(|c| c.handle.as_mut()) else {
                 continue;
             };
+            if handle.has_idle_pages() {
+                let region = handle.side.region().clone();
+                let mut fabrics = self.fabrics.iter_mut();
+                if fabrics.all(|fabric| fabric.forget(&region)) {
+                    handle.give_pages_back();
+                }
+            }
             self.counters.completions += std::mem::take(&mut handle.pushed);
             self.counters.bells_rung += u64::from(handle.publish());
             if std::mem::take(&mut handle.returns_wait) && !handle.active {

@@ -5,8 +5,10 @@ use std::time::Instant;
 use super::fabrics::kind;
 use super::Engine;
 use crate::ipc::{
-    ConnectionStatus, EngineStatus, HandleStatus, ListenerStatus, StatusItem, StatusPage,
+    ConnectionStatus, EngineStatus, HandleStatus, ListenerStatus, MemoryStatus, StatusItem,
+    StatusPage,
 };
+use crate::sys::pinned_memory;
 
 impl Engine {
     /// One page of the status. A user who may not be the server sees only what is his own.
@@ -20,6 +22,7 @@ impl Engine {
             has_params: self.params.is_some(),
             counters: self.counters,
             rejected: self.rejected.clone(),
+            memory: self.memory_status(),
         };
         let mut items = Vec::new();
         for listener in &self.listeners {
@@ -96,5 +99,18 @@ impl Engine {
             })));
         }
         StatusPage::cut(engine, items, from)
+    }
+
+    /// Memory that RDMA devices have.
+    fn memory_status(&self) -> MemoryStatus {
+        let pinned = pinned_memory();
+        let registered = self.fabrics.iter().enumerate();
+        MemoryStatus {
+            registered_bytes: registered
+                .map(|(index, fabric)| (kind(index), fabric.registered_bytes()))
+                .collect(),
+            pinned_bytes: pinned.bytes,
+            pin_limit_bytes: pinned.limit,
+        }
     }
 }

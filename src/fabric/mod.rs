@@ -15,9 +15,10 @@
 //! - Memory named by a work request is not touched any more once its completion was told.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mem::MemSlice;
+use crate::mem::{MemSlice, Region};
 use crate::sys::Ready;
 
 pub mod iwarp;
@@ -370,6 +371,14 @@ pub trait Fabric {
     /// and so pinned.
     fn registered_bytes(&self) -> u64 {
         0
+    }
+
+    /// Gives back all registrations of a region that no work request uses, because the pages of it
+    /// are about to go: a device would go on with the old ones. False: some are in use, so the pages
+    /// have to stay.
+    fn forget(&mut self, region: &Arc<Region>) -> bool {
+        let _ = region;
+        true
     }
 
     /// Pushes posted work towards the wire. Call it once after a batch of posts.

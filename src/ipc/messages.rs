@@ -194,7 +194,7 @@ pub struct SessionSpec {
 }
 
 /// A kind of fabric, with the numbers of SMBD_FABRIC_*.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Fabric {
     /// Software iWARP.
     #[serde(rename = "soft-iwarp")]

@@ -37,7 +37,7 @@ pub use messages::{
 };
 pub use status::{
     fetch_status, ConnectionStatus, EngineCounters, EngineStatus, HandleStatus, ListenerStatus,
-    Status, StatusItem, StatusPage,
+    MemoryStatus, Status, StatusItem, StatusPage,
 };
 
 use serde::de::DeserializeOwned;

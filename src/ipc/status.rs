@@ -60,6 +60,19 @@ pub struct EngineStatus {
     pub counters: EngineCounters,
     /// Connections that were refused or ended before they had an owner, by reason.
     pub rejected: BTreeMap<String, u64>,
+    /// Memory that RDMA devices have.
+    pub memory: MemoryStatus,
+}
+
+/// Memory that RDMA devices have.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Bytes that each fabric keeps registered for sends, receives and RDMA operations.
+    pub registered_bytes: BTreeMap<Fabric, u64>,
+    /// Bytes that are pinned (VmPin of /proc/PID/status), each as often as it was registered.
+    pub pinned_bytes: u64,
+    /// How many may be (RLIMIT_MEMLOCK); none: without limit.
+    pub pin_limit_bytes: Option<u64>,
 }
 
 /// Counters since the engine started.

@@ -20,7 +20,7 @@ pub use event::SelfEvent;
 #[cfg(test)]
 pub(crate) use fork_guard::in_forked_child;
 pub use fork_guard::ForkGuard;
-pub use limits::{is_exhaustion, physical_memory, raise_file_limit};
+pub use limits::{is_exhaustion, physical_memory, pinned_memory, raise_file_limit, PinnedMemory};
 pub(crate) use lookout::Lookout;
 pub use memfd::Memfd;
 pub use net_device::{NetDevice, NetDevices};

@@ -85,6 +85,17 @@ fn tables(status: &Status) -> String {
     for (reason, count) in &engine.rejected {
         let _ = writeln!(text, "  {count} refused: {reason}");
     }
+    let memory = &engine.memory;
+    for (fabric, &registered) in memory.registered_bytes.iter().filter(|(_, &it)| it > 0) {
+        let limit = memory.pin_limit_bytes.map_or("no limit".into(), bytes);
+        let _ = writeln!(
+            text,
+            "  {}: {} registered with devices, {} pinned of {limit} (RLIMIT_MEMLOCK)",
+            fabric.name(),
+            bytes(registered),
+            bytes(memory.pinned_bytes),
+        );
+    }
     let listeners = status.listeners.iter().map(|it| {
         vec![
             it.address.to_string(),

@@ -84,7 +84,7 @@ pub(super) enum Work {
 /// What the peer may reach by a token.
 pub(super) enum Registration {
     /// A plain memory region: only we can end it.
-    Region(#[allow(dead_code)] Mr),
+    Region(Mr),
     /// A memory window, which the peer can invalidate.
     Window {
         window: Mw,
@@ -362,6 +362,19 @@ impl Conn {
             .insert(token, Registration::Window { window, is_bound });
         self.push_work(None, Work::Bind { token });
         Ok(RemoteKey { token, offset })
+    }
+
+    /// Gives back what is registered of a region and not in use. False: some of it is, or the peer
+    /// has a token of it.
+    pub(super) fn forget(&mut self, region: &Arc<Region>) -> bool {
+        let is_of = |registration: &Registration| match registration {
+            Registration::Region(mr) => mr.is_of(region),
+            // Keeps a chunk in use.
+            Registration::Window { .. } => false,
+        };
+        let has_token = self.registrations.values().any(is_of);
+        let queues = self.queues.as_mut();
+        queues.is_none_or(|queues| queues.memory.forget(region)) && !has_token
     }
 
     /// Whether a token is given out, and the device may still be about to bind its window.

@@ -6,12 +6,10 @@ use std::io;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
 use crate::fabric::FabricError;
+use crate::sys::pinned_memory;
 
 /// Below this no server runs: receives and some RDMA buffers of one connection.
 const LEAST: u64 = 64 << 20;
-
-/// Bit of CAP_IPC_LOCK, which lifts the limit.
-const CAP_IPC_LOCK: u32 = 14;
 
 /// Raises the soft limit to the hard one, and checks that it is worth starting. The error names
 /// limit, need and cure.
@@ -25,12 +23,12 @@ pub(super) fn check_locked_memory() -> Result<(), String> {
         // Refused at worst, and then the soft limit counts.
         let _ = setrlimit(Resource::Memlock, raised);
     }
-    judge(getrlimit(Resource::Memlock).current, may_lock())
+    judge(pinned_memory().limit)
 }
 
-fn judge(limit: Option<u64>, may_lock: bool) -> Result<(), String> {
+fn judge(limit: Option<u64>) -> Result<(), String> {
     match limit {
-        Some(bytes) if bytes < LEAST && !may_lock => Err(format!(
+        Some(bytes) if bytes < LEAST => Err(format!(
             "RLIMIT_MEMLOCK is {} KiB, and RDMA memory is pinned: at least {} KiB are needed, about \
              70 MiB for each busy client: set LimitMEMLOCK=infinity in the engine's unit, or \
              `ulimit -l unlimited`",
@@ -41,24 +39,11 @@ fn judge(limit: Option<u64>, may_lock: bool) -> Result<(), String> {
     }
 }
 
-/// Whether this process may pin without a limit.
-fn may_lock() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    effective_capabilities(&status).is_some_and(|mask| mask & (1 << CAP_IPC_LOCK) != 0)
-}
-
-fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
 /// What a failed registration means.
 pub(super) fn explain(error: io::Error, what: &str, bytes: usize) -> FabricError {
     let mut text = format!("{what} ({bytes} bytes)");
     if error.raw_os_error() == Some(libc::ENOMEM) {
-        let limit = getrlimit(Resource::Memlock).current;
+        let limit = pinned_memory().limit;
         let limit = limit.map_or("unlimited".into(), |bytes| format!("{} KiB", bytes >> 10));
         text = format!("{text}: RLIMIT_MEMLOCK is {limit} (LimitMEMLOCK in the engine's unit)");
     }
@@ -71,20 +56,12 @@ mod tests {
 
     #[test]
     fn a_small_limit_is_named_with_its_cure() {
-        let error = judge(Some(8 << 20), false).unwrap_err();
+        let error = judge(Some(8 << 20)).unwrap_err();
         for word in ["8192 KiB", "65536 KiB", "LimitMEMLOCK=infinity"] {
             assert!(error.contains(word), "{error}");
         }
-        assert_eq!(judge(Some(8 << 20), true), Ok(()));
-        assert_eq!(judge(None, false), Ok(()));
-        assert_eq!(judge(Some(LEAST), false), Ok(()));
-    }
-
-    #[test]
-    fn capabilities_are_read() {
-        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000004000\n";
-        assert_eq!(effective_capabilities(status), Some(1 << CAP_IPC_LOCK));
-        assert_eq!(effective_capabilities("Name:\tx\n"), None);
+        assert_eq!(judge(None), Ok(()));
+        assert_eq!(judge(Some(LEAST)), Ok(()));
     }
 
     #[test]

@@ -180,6 +180,27 @@ impl Memory {
         Ok(mr)
     }
 
+    /// Gives back what is registered of a region and not in use. False: some of it is.
+    pub(super) fn forget(&mut self, region: &Arc<Region>) -> bool {
+        let key = Arc::as_ptr(region) as usize;
+        let Some(cache) = self.regions.get_mut(&key) else {
+            return true;
+        };
+        let bytes = &mut self.bytes;
+        cache.chunks.retain(|_, cached| {
+            let is_used = Rc::strong_count(&cached.mr) > 1;
+            if !is_used {
+                *bytes -= cached.mr.len();
+            }
+            is_used
+        });
+        let is_forgotten = cache.chunks.is_empty();
+        if is_forgotten {
+            self.regions.remove(&key);
+        }
+        is_forgotten
+    }
+
     /// Gives back what nobody has used for `idle`, and what is of a region that nobody else has any
     /// more.
     pub(super) fn give_back(&mut self, now: Instant, idle: Duration) {

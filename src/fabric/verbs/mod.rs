@@ -43,6 +43,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use config::VerbsConfig;
@@ -58,7 +59,7 @@ use super::{
     AcceptOptions, Access, ConnectOptions, EndReason, Fabric, FabricError, FabricEvent,
     ListenOptions, ListenerKey, LocalAddress, QpKey, RemoteKey, SendRequest, WrId,
 };
-use crate::mem::MemSlice;
+use crate::mem::{MemSlice, Region};
 use crate::sys::{Interest, Ready, Registry};
 
 /// The event channel's readiness; no entry has this key.
@@ -506,6 +507,16 @@ impl Fabric for VerbsFabric {
             _ => None,
         });
         conns.map(|queues| queues.memory.bytes() as u64).sum()
+    }
+
+    fn forget(&mut self, region: &Arc<Region>) -> bool {
+        let mut is_forgotten = true;
+        for (_, entry) in self.slots.iter_mut() {
+            if let Entry::Conn(conn) = entry {
+                is_forgotten &= conn.forget(region);
+            }
+        }
+        is_forgotten
     }
 
     fn flush(&mut self, now: Instant, events: &mut Vec<FabricEvent>) {

@@ -125,6 +125,11 @@ impl Mr {
         unsafe { self.raw.as_ref().rkey }
     }
 
+    /// Whether it is a piece of a region.
+    pub(in crate::fabric::verbs) fn is_of(&self, region: &Arc<Region>) -> bool {
+        Arc::ptr_eq(&self.region, region)
+    }
+
     /// Bytes.
     pub(in crate::fabric::verbs) fn len(&self) -> usize {
         self.len
