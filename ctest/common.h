@@ -202,6 +202,16 @@ static inline uint32_t test_fabric(void)
 	return SMBD_FABRIC_SOFT_IWARP;
 }
 
+/* Whether the peer may invalidate a token of ours: on RDMA devices that takes
+ * memory windows of type 2, which siw has not. */
+static inline int can_be_invalidated(void)
+{
+	const char *device = getenv("SMBDIRECT_TEST_DEVICE");
+
+	return test_fabric() != SMBD_FABRIC_VERBS || device == NULL ||
+	       strcmp(device, "siw") != 0;
+}
+
 static inline void set_address(struct sockaddr_storage *storage,
 			       uint32_t *length,
 			       uint16_t port)
