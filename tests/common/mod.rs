@@ -31,6 +31,14 @@ pub(crate) fn skip(name: &str, reason: &str) {
     println!("SKIP: {name}: {reason}");
 }
 
+/// Tells that a test wants an RDMA device, which is not here: `tests/devices.rs` makes it in a guest,
+/// and counts it or tells why it could not.
+pub(crate) fn leave_to_guest(name: &str) {
+    let is_wanted = std::env::var_os("SMBDIRECT_TEST_RDMA").is_some();
+    assert!(!is_wanted, "{name}: no RDMA device with an address");
+    println!("ELSEWHERE: {name}: no RDMA device here, see tests/devices.rs");
+}
+
 /// Whether a tool cannot be started.
 pub(crate) fn tool_is_missing(tool: &str) -> bool {
     Command::new(tool)
