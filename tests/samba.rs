@@ -127,7 +127,7 @@ fn status_tells_what_a_client_does() {
     assert!(server.smbd_children().contains(&(owner as u32)), "{start}");
     assert_eq!(start["state"], "attached");
     assert_eq!(start["active"], false);
-    let local = format!("127.0.0.1:{}", server.rdma_port);
+    let local = format!("{}:{}", common::target::address(), server.rdma_port);
     assert_eq!(start["local"], local.as_str());
     let handles = server.status()["handles"].clone();
     let handle = handles

@@ -8,7 +8,7 @@ mod smb;
 
 use std::sync::Arc;
 
-use smb::{credentials, noise, open_share, options, rdma, start, start_with, tcp};
+use smb::{credentials, noise, open_share, options, start, start_with, tcp};
 use smbdirect::smb::{
     status, Cipher, Connection, Dialect, Encrypting, FileId, OpenMode, Options, Profile,
     ReadRequest, Request, Signing, WriteRequest,
@@ -42,7 +42,7 @@ fn every_cipher_encrypts_sessions() {
                 let what = format!("{dialect:?} {cipher:?} direct {direct}");
                 let options = encrypting(dialect, cipher);
                 let connection = if direct {
-                    Connection::direct(rdma(&server), &Profile::windows(), &options)
+                    smb::direct(&server, &Profile::windows(), &options)
                 } else {
                     Connection::tcp(tcp(&server), &options)
                 };
@@ -107,7 +107,7 @@ fn servers_and_shares_that_require_encryption() {
                 let what = format!("{global} {dialect:?} direct {direct}");
                 let options = options(dialect, Signing::IfRequired);
                 let connection = if direct {
-                    Connection::direct(rdma(&server), &Profile::linux(), &options)
+                    smb::direct(&server, &Profile::linux(), &options)
                 } else {
                     Connection::tcp(tcp(&server), &options)
                 };
@@ -146,7 +146,7 @@ fn channels_share_the_keys_of_encryption() {
         for &cipher in ciphers(dialect) {
             let what = format!("{dialect:?} {cipher:?}");
             let options = encrypting(dialect, cipher);
-            let direct = || Connection::direct(rdma(&server), &Profile::windows(), &options);
+            let direct = || smb::direct(&server, &Profile::windows(), &options);
             let first = Connection::tcp(tcp(&server), &options).expect(&what);
             let (first, session, tree) = open_share(first);
             let mut channels = vec![first, direct().expect(&what), direct().expect(&what)];

@@ -187,8 +187,8 @@ fn an_smbd_without_descriptors() {
 
     // A child that closes what it has inherited may have enough; if not, its client is refused.
     let old = few_descriptors(server.smbd_pid(), 0);
-    let refused = smbdirect::smb::Connection::direct(
-        smb::rdma(&server),
+    let refused = smb::direct(
+        &server,
         &Profile::linux(),
         &options(Dialect::Smb311, Signing::IfRequired),
     );

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, TcpListener};
 
 use rustix::process::Signal;
 use samba::{samba, Options, Server};
-use smb::{open_share, options, rdma, tcp};
+use smb::{open_share, options, tcp};
 use smbdirect::smb::{Connection, Dialect, Profile, Signing};
 
 const RSS: u32 = 1;
@@ -139,7 +139,7 @@ fn addresses_that_take_connections_are_rdma_capable() {
     }
     // A client that came by SMB Direct is told the same, and one with the first dialect.
     let options = options(Dialect::Smb300, Signing::IfRequired);
-    let direct = Connection::direct(rdma(&server), &Profile::linux(), &options).unwrap();
+    let direct = smb::direct(&server, &Profile::linux(), &options).unwrap();
     assert_eq!(ask_on(direct), entries);
     server.wait_for_baseline();
 }

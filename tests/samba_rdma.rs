@@ -293,7 +293,7 @@ fn the_bench_measures_a_server() {
         ])
         .args(["--smb", "//127.0.0.1/share", "--user", &samba::user()])
         .args(["--tcp", &smb::tcp(&server).to_string()])
-        .args(["--rdma", &smb::rdma(&server).to_string()])
+        .args(["--rdma", &common::target::client_target(server.rdma_port)])
         .env("SMBDIRECT_PASSWORD", smb::PASSWORD)
         .output()
         .unwrap();

@@ -90,7 +90,7 @@ fn synchronous_io_and_small_maxima() {
     };
     let mut client = Client::new(&server, &Profile::windows(), Dialect::Smb311, "sync");
     let data = noise(131_072, 2);
-    let id = channel::RDMA_V1_INVALIDATE;
+    let id = smb::invalidate();
     client.write(0, &data, &[131_000, 72], id, "sync");
     let (count, got) = client.read(0, 131_072, &[131_072], id, "sync");
     assert!((count, got) == (131_072, data.clone()));

@@ -41,7 +41,7 @@ fn every_dialect_signs_and_moves_files() {
                 let what = format!("{dialect:?} {signing:?} direct {direct}");
                 let options = options(dialect, signing);
                 let connection = if direct {
-                    Connection::direct(rdma(&server), &Profile::windows(), &options)
+                    smb::direct(&server, &Profile::windows(), &options)
                 } else {
                     Connection::tcp(tcp(&server), &options)
                 };
@@ -75,7 +75,7 @@ fn every_profile_keeps_many_requests_in_flight() {
     };
     for profile in profiles() {
         let options = options(Dialect::Smb311, Signing::IfRequired);
-        let connection = Connection::direct(rdma(&server), &profile, &options).unwrap();
+        let connection = smb::direct(&server, &profile, &options).unwrap();
         let (mut it, _, tree) = open_share(connection);
         let name = format!("many-{}", profile.name);
         let file = it.open(tree, &name, OpenMode::Overwrite).unwrap();
@@ -125,7 +125,7 @@ fn compounds_and_cancel() {
     for signing in [Signing::IfRequired, Signing::Always] {
         for profile in profiles() {
             let options = options(Dialect::Smb311, signing);
-            let connection = Connection::direct(rdma(&server), &profile, &options).unwrap();
+            let connection = smb::direct(&server, &profile, &options).unwrap();
             let (mut it, _, tree) = open_share(connection);
 
             let data = noise(5000, 3);
@@ -190,7 +190,7 @@ fn sessions_take_channels_over_both_transports() {
     };
     let connect = |direct: bool, options: &Options| {
         if direct {
-            Connection::direct(rdma(&server), &Profile::windows(), options).unwrap()
+            smb::direct(&server, &Profile::windows(), options).unwrap()
         } else {
             Connection::tcp(tcp(&server), options).unwrap()
         }
@@ -257,9 +257,7 @@ fn channels_that_must_not_be_bound() {
     };
     // One algorithm in every dialect, as a different one is refused before anything else is seen.
     let options = options(Dialect::Smb311, Signing::AlwaysCmac);
-    let direct = |options: &Options| {
-        Connection::direct(rdma(&server), &Profile::windows(), options).unwrap()
-    };
+    let direct = |options: &Options| smb::direct(&server, &Profile::windows(), options).unwrap();
     let (mut first, session, tree) = open_share(Connection::tcp(tcp(&server), &options).unwrap());
     let bind = |channel: &mut Connection, credentials: &Credentials| {
         let refused = channel.bind(&session, credentials).unwrap_err();
@@ -307,7 +305,11 @@ fn channels_that_negotiate_at_the_same_moment() {
             let direct = kinds.iter().filter(|&&direct| direct).count();
             let negotiating = kinds.map(|direct| {
                 let begun = if direct {
-                    Negotiating::direct(rdma(&server), &Profile::linux(), &options)
+                    Negotiating::direct(
+                        rdma(&server),
+                        &smb::over_fabric(&Profile::linux()),
+                        &options,
+                    )
                 } else {
                     Negotiating::tcp(tcp(&server), &options)
                 };
@@ -359,7 +361,8 @@ fn a_tcp_client_finds_rdma_by_itself() {
         assert!(found.index != 0 && found.link_speed > 0, "{found:?}");
         // The port is not told: 5445 anywhere but in tests.
         let address = (found.address, server.rdma_port).into();
-        let mut second = Connection::direct(address, &Profile::windows(), &options).unwrap();
+        let mut second =
+            Connection::direct(address, &smb::over_fabric(&Profile::windows()), &options).unwrap();
         second.bind(&session, &credentials()).unwrap();
         let file = first.open(tree, "found", OpenMode::Overwrite).unwrap().id;
         assert_eq!(second.write(tree, file, 0, b"by RDMA").unwrap(), 7);
@@ -375,7 +378,7 @@ fn a_process_that_cannot_begin_does_not_keep_its_client_waiting() {
     };
     let connect = || {
         let options = options(Dialect::Smb311, Signing::IfRequired);
-        Connection::direct(rdma(&server), &Profile::linux(), &options)
+        smb::direct(&server, &Profile::linux(), &options)
     };
     // The parent is connected; a new process does not find the engine.
     let (socket, hidden) = (server.dir.join("engine.sock"), server.dir.join("hidden"));

@@ -127,7 +127,7 @@ fn refused(
     let mut client = open(&server, options, test);
     assert_eq!(client.it.transforms(), options.transforms, "{test}");
     let data = noise(MIB, 68);
-    for inner in [channel::RDMA_V1, channel::RDMA_V1_INVALIDATE] {
+    for inner in [channel::RDMA_V1, smb::invalidate()] {
         let mut draft = client.draft(protection, &data, inner);
         let info = change(&mut draft);
         let write = client.request(&draft, 0, info);

@@ -10,7 +10,7 @@ mod transform;
 
 use std::fs;
 
-use smb::{noise, options, rdma, start, tcp, Client, SOURCE, TARGET};
+use smb::{noise, options, start, tcp, Client, SOURCE, TARGET};
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
     channel, status, Cipher, Connection, Dialect, Encrypting, Options, Profile, Protection,
@@ -417,7 +417,7 @@ fn channels_without_the_transform_they_need() {
         let mut file = Untouched::new(&server, name, noise(10_000, 24));
         let mut client = open(&server, &options, name);
         assert_eq!(client.it.protection(client.tree), protection, "{name}");
-        for id in [channel::RDMA_V1, channel::RDMA_V1_INVALIDATE] {
+        for id in [channel::RDMA_V1, smb::invalidate()] {
             let memory = MemSlice::from_bytes(&noise(8192, 25)).unwrap();
             let source = client.register(&memory, SOURCE);
             let descriptors = source.descriptors();
@@ -451,8 +451,7 @@ fn what_negotiate_makes_of_transforms() {
     let Some(server) = start("what_negotiate_makes_of_transforms") else {
         return;
     };
-    let connect =
-        |options: &Options| Connection::direct(rdma(&server), &Profile::windows(), options);
+    let connect = |options: &Options| smb::direct(&server, &Profile::windows(), options);
     let asking = |transforms: &[u16]| signed(Signing::IfRequired, transforms);
     for (asked, expected) in [
         (&[1][..], &[1][..]),

@@ -41,7 +41,7 @@ fn payloads_of_every_size_go_both_ways() {
         assert_eq!(client.it.protection(client.tree), Some(protection));
         let mut expected = Vec::new();
         for (i, &size) in sizes.iter().enumerate() {
-            let id = [channel::RDMA_V1, channel::RDMA_V1_INVALIDATE][i % 2];
+            let id = [channel::RDMA_V1, smb::invalidate()][i % 2];
             let what = format!("{name}, {size} bytes, {id}");
             let pieces = smb::pieces(size, [size, 1 + size / 3, 4099.max(size / 100)][i % 3]);
             let data = noise(size, i as u64);
@@ -88,7 +88,7 @@ fn channels_have_signing_keys_of_their_own() {
         let mut first = Client::with(first, tree, &name);
         let file_id = first.file;
         let bind = || {
-            let mut it = Connection::direct(rdma(&server), &profile, &options).unwrap();
+            let mut it = smb::direct(&server, &profile, &options).unwrap();
             it.bind(&session, &smb::credentials()).unwrap();
             Client {
                 it,
@@ -280,7 +280,7 @@ fn algorithms_are_those_of_smb_conf() {
             continue;
         }
         options.encrypting = Encrypting::IfRequired;
-        let it = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+        let it = smb::direct(&server, &Profile::windows(), &options).unwrap();
         assert_eq!(it.negotiated().cipher, None, "{cipher:?}");
         assert_eq!(it.transforms(), SIGNING, "{cipher:?}");
     }
@@ -300,14 +300,14 @@ fn shares_that_are_encrypted() {
         return;
     };
     let options = signed(Signing::Always, BOTH);
-    let it = Connection::direct(rdma(&server), &Profile::windows(), &options).unwrap();
+    let it = smb::direct(&server, &Profile::windows(), &options).unwrap();
     let (mut it, _, open_tree) = open_share(it);
     let secret = it.tree_connect(r"\\127.0.0.1\secret").unwrap();
     assert_eq!(it.protection(open_tree), Some(Protection::Signed));
     assert_eq!(it.protection(secret), Some(Protection::Encrypted));
     let mut client = Client::with(it, secret, "secret");
     let data = noise(100_000, 20);
-    client.write(0, &data, &[100_000], channel::RDMA_V1_INVALIDATE, "secret");
+    client.write(0, &data, &[100_000], smb::invalidate(), "secret");
     let (read, response) = client.read_verified(0, 100_000);
     assert!(read == data && response.is_encrypted);
     let mut client = Client::with(client.it, open_tree, "secret");
@@ -404,7 +404,7 @@ fn many_payloads_wait_for_their_turn() {
         for &size in &sizes {
             let memory = client.register(&target.slice(at, size).unwrap(), TARGET);
             let descriptors = memory.descriptors();
-            let id = channel::RDMA_V1_INVALIDATE;
+            let id = smb::invalidate();
             let read = ReadRequest::rdma(client.file, at as u64, size as u32, id, descriptors);
             let id = client.it.submit(read.to_request(client.tree).unwrap());
             reads.push((id.unwrap(), memory));
@@ -414,7 +414,7 @@ fn many_payloads_wait_for_their_turn() {
             let response = client.it.wait(id).unwrap().success().unwrap();
             let count = client.it.open_payload(&response, memory.memory());
             assert_eq!(count.unwrap() as usize, memory.memory().len(), "{name}");
-            client.finish(&memory, &response, channel::RDMA_V1_INVALIDATE, &name);
+            client.finish(&memory, &response, smb::invalidate(), &name);
         }
         assert!(target.to_vec() == data, "{name}");
         fs::remove_file(server.share(&name)).unwrap();
@@ -593,7 +593,7 @@ fn the_bench_measures_protection() {
         .args(["bench", "--json", "--repeat", "1", "--bytes", "1M"])
         .args(["--smb", "//127.0.0.1/share", "--user", &samba::user()])
         .args(["--tcp", &smb::tcp(&server).to_string()])
-        .args(["--rdma", &rdma(&server).to_string()])
+        .args(["--rdma", &common::target::client_target(server.rdma_port)])
         .args(["--protection", "--cpu-of", &smbd])
         .env("SMBDIRECT_PASSWORD", smb::PASSWORD)
         .output()

@@ -25,6 +25,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use common::target;
 use rustix::process::Signal;
 use samba::{Process, Server};
 use smbdirect::smb::{Connection, Dialect, OpenMode, Profile, Signing};
@@ -256,7 +257,7 @@ impl Torment {
         let port = client.see(|told| told.port)?;
         let status = self.server.try_status()?;
         let connections = status["connections"].as_array()?;
-        let peer = format!("127.0.0.1:{port}");
+        let peer = format!("{}:{port}", target::address());
         let it = connections.iter().find(|it| it["peer"] == peer.as_str())?;
         it["owner_pid"].as_u64().map(|pid| pid as u32)
     }
@@ -403,7 +404,7 @@ impl Torment {
         let it = if by_tcp {
             Connection::tcp(smb::tcp(&self.server), &options)
         } else {
-            Connection::direct(smb::rdma(&self.server), &Profile::linux(), &options)
+            smb::direct(&self.server, &Profile::linux(), &options)
         };
         let (mut it, _, tree) = smb::open_share(it.unwrap());
         let start = Instant::now();

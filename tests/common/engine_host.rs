@@ -18,7 +18,9 @@ use smbdirect::ipc::{self, Caller, ConnectSpec, ListenSpec, Params, Status};
 #[path = "target.rs"]
 mod target;
 #[allow(unused_imports)]
-pub(crate) use target::{address as test_address, fabric as test_fabric, kind as test_kind};
+pub(crate) use target::{
+    address as test_address, fabric as test_fabric, is_verbs, kind as test_kind,
+};
 
 /// How long anything may take before the test says that it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

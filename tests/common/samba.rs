@@ -286,7 +286,7 @@ impl Server {
             "server role = standalone server
              map to guest = Bad User
              smb ports = {}
-             interfaces = 127.0.0.1
+             interfaces = 127.0.0.1 {}
              bind interfaces only = yes
              disable netbios = yes
              private dir = {dir}/private
@@ -313,6 +313,11 @@ impl Server {
              directory mask = 0777
              ",
             self.tcp_port,
+            // What RDMA devices have is told to clients, too.
+            match target::is_verbs() {
+                true => target::address().to_string(),
+                false => String::new(),
+            },
             target::target(self.rdma_port),
             options
                 .global
@@ -425,7 +430,7 @@ impl Server {
         let proxy = Process::start(
             Command::new(program())
                 .args(["proxy", "--listen", "127.0.0.1:0", "--connect"])
-                .arg(target::target(self.rdma_port))
+                .arg(target::client_target(self.rdma_port))
                 .stdin(Stdio::null())
                 .stdout(self.log("proxy.out"))
                 .stderr(self.log("proxy.log")),

@@ -68,7 +68,7 @@ pub(crate) fn rdma(server: &Server) -> SocketAddr {
 
 /// Where the server takes plain TCP.
 pub(crate) fn tcp(server: &Server) -> SocketAddr {
-    ([127, 0, 0, 1], server.tcp_port).into()
+    (target::address(), server.tcp_port).into()
 }
 
 pub(crate) fn profiles() -> [Profile; 3] {
@@ -103,7 +103,7 @@ pub(crate) fn direct(
 /// The profile, over the fabric of the tests.
 pub(crate) fn over_fabric(profile: &Profile) -> Profile {
     let mut profile = profile.clone();
-    profile.config.kind = target::kind();
+    profile.config.kind = target::client_kind();
     profile
 }
 

@@ -18,7 +18,7 @@ use smbdirect::wire::{
     status, BufferDescriptor, DataTransfer, NegotiateRequest, NegotiateResponse,
 };
 
-use crate::common::{test_address, test_kind};
+use crate::common::target::{address, client_kind};
 
 /// How long anything may take before the test says that it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -533,7 +533,7 @@ pub(crate) struct Listening {
 impl Listening {
     pub(crate) fn new() -> Self {
         let mut endpoint = endpoint(255);
-        let any = (test_address(), 0).into();
+        let any = (address(), 0).into();
         let (_, address) = endpoint.listen(any, &ListenOptions::default()).unwrap();
         Self { endpoint, address }
     }
@@ -565,7 +565,7 @@ fn endpoint(receives: u16) -> Endpoint {
         ..Params::default()
     };
     let config = Config {
-        kind: test_kind(),
+        kind: client_kind(),
         raw: true,
         active: params.clone(),
         passive: params,

@@ -24,11 +24,26 @@ pub(crate) fn is_verbs() -> bool {
     }
 }
 
-/// Whether the peer may invalidate memory of our side. On the verbs fabric that takes memory windows
-/// of type 2, which siw (SMBDIRECT_TEST_DEVICE) has not.
+/// Whether the server may invalidate memory of the client. On the verbs fabric that takes memory
+/// windows of type 2, which siw (SMBDIRECT_TEST_DEVICE) has not.
 pub(crate) fn can_be_invalidated() -> bool {
     let device = std::env::var("SMBDIRECT_TEST_DEVICE");
-    !is_verbs() || device.as_deref() != Ok("siw")
+    client_kind() == FabricKind::SoftIwarp || device.as_deref() != Ok("siw")
+}
+
+/// Whether the client's memory that may only be written cannot be read. siw lets a peer read it.
+pub(crate) fn checks_reads() -> bool {
+    can_be_invalidated()
+}
+
+/// The fabric of SMB clients: that of the server, unless SMBDIRECT_TEST_CLIENT is `soft-iwarp`, which
+/// speaks with iWARP devices.
+pub(crate) fn client_kind() -> FabricKind {
+    match std::env::var("SMBDIRECT_TEST_CLIENT").as_deref() {
+        Ok("soft-iwarp") => FabricKind::SoftIwarp,
+        Ok(other) => panic!("SMBDIRECT_TEST_CLIENT is {other}"),
+        Err(_) => kind(),
+    }
 }
 
 /// The fabric.
@@ -47,8 +62,20 @@ pub(crate) fn kind() -> FabricKind {
     }
 }
 
-/// The address with a port, as the programs take it.
+/// The address with a port, as the programs take it to listen.
 pub(crate) fn target(port: u16) -> String {
-    let fabric = if is_verbs() { "verbs:" } else { "" };
+    with_fabric(kind(), port)
+}
+
+/// The same for clients.
+pub(crate) fn client_target(port: u16) -> String {
+    with_fabric(client_kind(), port)
+}
+
+fn with_fabric(kind: FabricKind, port: u16) -> String {
+    let fabric = match kind {
+        FabricKind::Verbs => "verbs:",
+        FabricKind::SoftIwarp => "",
+    };
     format!("{fabric}{}:{port}", address())
 }

@@ -10,6 +10,7 @@ use smbdirect::smb::{
 };
 use smbdirect::wire::BufferDescriptor;
 
+use crate::common::target;
 use crate::samba::{samba, Options, Server};
 use crate::server;
 use crate::smb::{
@@ -370,7 +371,12 @@ fn channels_of_both(server: &Server, first: Connection, name: &str) {
         client_guid: first.client_guid(),
         ..options(session.dialect(), Signing::IfRequired)
     };
-    let mut second = Connection::direct(peer, &Profile::windows(), &options).unwrap();
+    let mut second = Connection::direct(
+        peer,
+        &crate::smb::over_fabric(&Profile::windows()),
+        &options,
+    )
+    .unwrap();
     second.bind(&session, &credentials()).unwrap();
     let memory = Memory::allocate(SIZE).unwrap();
     let memory = second.direct_mut().unwrap().register(&memory, TARGET);
@@ -389,9 +395,12 @@ fn case_91_multi_channel_diff_nic_type_diff_transport() {
         return;
     };
     // 127.0.0.2 takes TCP alone.
-    let global = "server multi channel support = yes\ninterfaces = 127.0.0.1 127.0.0.2/8";
+    let global = format!(
+        "server multi channel support = yes\ninterfaces = {} 127.0.0.2/8",
+        target::address()
+    );
     let options = Options {
-        global,
+        global: &global,
         ..Options::default()
     };
     let server = Server::start_with(bin, &options);

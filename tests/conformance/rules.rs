@@ -12,7 +12,7 @@ use smbdirect::mem::MemSlice;
 use smbdirect::peer::{Config, Endpoint, PeerEvent};
 use smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse};
 
-use crate::common::{connect_spec, open_at, wait_for};
+use crate::common::{connect_spec, open_at, test_address, test_kind, wait_for};
 use crate::engine_process::EngineProcess;
 use crate::samba::{send_signal, wait_until, Process};
 use crate::smb::noise;
@@ -489,11 +489,14 @@ const RESPONSE: Duration = Duration::from_secs(5);
 
 /// An endpoint that waits for one connection and tells its end.
 fn be_an_endpoint() {
-    let mut config = Config::default();
+    let mut config = Config {
+        kind: test_kind(),
+        ..Config::default()
+    };
     config.passive.keepalive_interval = Duration::from_secs(1);
     config.passive.keepalive_response_timeout = RESPONSE;
     let mut endpoint = Endpoint::new(config).unwrap();
-    let any = "127.0.0.1:0".parse().unwrap();
+    let any = (test_address(), 0).into();
     let (_, address) = endpoint.listen(any, &ListenOptions::default()).unwrap();
     println!("\nlistening on {address}");
     let mut events = Vec::new();

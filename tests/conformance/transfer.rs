@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use smbdirect::ipc::Params;
-use smbdirect::smb::{Connection, MessageId, WriteRequest};
+use smbdirect::smb::{MessageId, WriteRequest};
 use smbdirect::wire::DataTransfer;
 
 use crate::samba::Server;
@@ -70,7 +70,7 @@ fn check_others(server: &Server) {
         smbdirect::smb::Signing::IfRequired,
     );
     let profile = smbdirect::smb::Profile::linux();
-    let mut other = Connection::direct(smb::rdma(server), &profile, &options).unwrap();
+    let mut other = smb::direct(server, &profile, &options).unwrap();
     other.set_up_session(&smb::credentials()).unwrap();
     other.echo().unwrap();
 }

@@ -5,13 +5,14 @@ use std::fs;
 
 use rustix::process::Signal;
 use smbdirect::client::EventKind;
+use smbdirect::fabric::FabricKind;
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
     channel, status, Dialect, OpenMode, Profile, ReadRequest, Signing, WriteRequest,
 };
 use smbdirect::wire::{DataTransfer, NegotiateRequest};
 
-use crate::common::wait_for;
+use crate::common::{target, wait_for};
 use crate::samba::{is_alive, samba, Options, Server};
 use crate::smb::{self, noise, open_share, rdma, Client, SOURCE, TARGET};
 use crate::smbd_peer::{data, empty, request, Shared, SmbdPeer};
@@ -221,7 +222,7 @@ fn files_that_are_no_multiple_of_the_request() {
             loop {
                 let memory = MemSlice::from_bytes(&vec![0; most]).unwrap();
                 let memory = client.register(&memory, TARGET);
-                let (offset, id) = (got.len() as u64, channel::RDMA_V1_INVALIDATE);
+                let (offset, id) = (got.len() as u64, smb::invalidate());
                 let (tree, file) = (client.tree, client.file);
                 let read = client
                     .it
@@ -327,7 +328,10 @@ fn the_server_stops_with_clients_connected() {
         }
         silent.until_end();
         assert!(idle.it.echo().is_err());
-        assert!(busy.it.wait_any().is_err());
+        // A device serves RDMA while its client does nothing.
+        let answered = (0..4).take_while(|_| busy.it.wait_any().is_ok()).count();
+        assert!(answered == 0 || target::client_kind() == FabricKind::Verbs);
+        assert!(busy.it.echo().is_err());
         let log = server.read("smbd.log");
         assert!(!log.contains("PANIC"), "{log}");
     }
