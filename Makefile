@@ -22,12 +22,14 @@ LIBRARY    := $(RELEASE)/libsmbdirect.so
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build run test torture torment lint fuzz loom miri bench bench-load bench-smb bench-uml header \
+.PHONY: help build run test test-devices torture torment lint fuzz loom miri bench bench-load bench-smb bench-uml header \
     install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
 	@echo 'make test     build and run every test; the last line tells passed, failed, skipped'
+	@echo 'make test-devices  all tests that can run over RDMA devices, over rxe and siw in guests (root,'
+	@echo '              about 20 minutes; make test has a selection)'
 	@echo 'make torture  all smb2 tests of smbtorture, over SMB Direct and TCP (half an hour)'
 	@echo 'make torment  signals at random moments to client, smbd and engine, ROUNDS=200 (3 minutes)'
 	@echo 'make fuzz     all fuzzers, FUZZ_SECONDS (600) each; needs nightly Rust and cargo-fuzz'
@@ -51,6 +53,9 @@ run:
 
 test:
 	@scripts/test.sh
+
+test-devices:
+	SMBDIRECT_TEST_DEVICES=all $(CARGO) test --test devices -- --nocapture --test-threads=1
 
 torture:
 	SMBDIRECT_TORTURE=all $(CARGO) test --test samba_torture -- --nocapture

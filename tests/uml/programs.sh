@@ -111,11 +111,12 @@ set_ksmbd() {
 
 # --- tests of the host -----------------------------------------------------------------------------
 
-# check_program NAME COMMAND...: one line for the test
+# check_program NAME COMMAND...: one line for the test, before it loses its patience
 check_program() {
-    local name=$1
+    local name=$1 start=$SECONDS
     shift
-    if "$@"; then
+    if timeout -k 5 140 "$@"; then
+        echo "--- $name: $((SECONDS - start)) s"
         echo "@@ pass $name"
     else
         dmesg | tail -n 20
@@ -130,9 +131,13 @@ tests_of() { "$@" --list --format terse | sed -n 's/: test$//p'; }
 # it; or a label, the word `exec`, and a command.
 set_tests() {
     local label program arguments name
+    # RDMA memory is pinned; also for the users that tests make.
+    ulimit -l unlimited
     export SMBDIRECT_PROGRAM SMBDIRECT_LIBRARY SMBDIRECT_TEST_SAMBA
     export SMBDIRECT_TEST_ADDRESS=$SERVER SMBDIRECT_TEST_FABRIC=verbs SMBDIRECT_TEST_RDMA=1
     export SMBDIRECT_TEST_DEVICE=$FABRIC
+    export SMBDIRECT_TORMENT_ROUNDS
+    [[ -z ${SMBDIRECT_TEST_CLIENT-} ]] || export SMBDIRECT_TEST_CLIENT
     while read -r label program arguments; do
         [[ -n $label ]] || continue
         if [[ $program == exec ]]; then
