@@ -45,6 +45,11 @@ const ENGINE: Set = Set {
             &["reaches_no_area", "is_no_server", "do_not_count"],
         ),
         ("crowds", &["a_flood_does_not_starve_small_pdus"]),
+        // What RDMA devices want of the system calls that the unit allows.
+        (
+            "hardening",
+            &["the_engine_needs_no_more_than_its_unit_allows"],
+        ),
     ],
     whole: &[
         ("engine", &[]),
@@ -53,6 +58,11 @@ const ENGINE: Set = Set {
         ("rdma_faults", &[]),
         ("isolation", &[]),
         ("crowds", &["a_flood_does_not_starve_small_pdus"]),
+        // What RDMA devices want of the system calls that the unit allows.
+        (
+            "hardening",
+            &["the_engine_needs_no_more_than_its_unit_allows"],
+        ),
     ],
 };
 

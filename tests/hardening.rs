@@ -11,11 +11,12 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Command;
 
-use common::{connect_and_send, negotiate, open_at, send, status_at, wait_for};
+use common::{connect_and_send, negotiate, open_at, send, status_at, test_fabric, wait_for};
 use engine_process::{copy_program, register, Bystanders, EngineProcess};
-use rustix::process::{Pid, Signal};
+use rustix::process::{setrlimit, Pid, Resource, Rlimit, Signal};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use smbdirect::client::{EventKind, Handle, RdmaOp};
+use smbdirect::ipc::Fabric;
 use smbdirect::ring::Segment;
 
 /// Numbers that nobody has as user ids here.
@@ -102,6 +103,15 @@ fn engine(name: &str, filter: BpfProgram) -> EngineProcess {
     let socket = EngineProcess::path(name);
     let copy = socket.with_extension("program");
     copy_program(Path::new(env!("CARGO_BIN_EXE_smbdirect")), &copy);
+    let is_verbs = test_fabric() == Fabric::Verbs;
+    let limit = |most| Rlimit {
+        current: most,
+        maximum: most,
+    };
+    if is_verbs {
+        // The unit gives it, and only root can.
+        setrlimit(Resource::Memlock, limit(None)).unwrap();
+    }
     let mut program = Command::new(&copy);
     program.current_dir("/");
     if rustix::process::geteuid().is_root() {
@@ -111,14 +121,10 @@ fn engine(name: &str, filter: BpfProgram) -> EngineProcess {
     // The filter is applied last, and sets that no privileges can be gained.
     unsafe {
         program.pre_exec(move || {
-            use rustix::process::{setrlimit, Resource, Rlimit};
-            for resource in [Resource::Memlock, Resource::Core] {
-                let none = Rlimit {
-                    current: Some(0),
-                    maximum: Some(0),
-                };
-                setrlimit(resource, none)?;
+            if !is_verbs {
+                setrlimit(Resource::Memlock, limit(Some(0)))?;
             }
+            setrlimit(Resource::Core, limit(Some(0)))?;
             seccompiler::apply_filter(&filter).map_err(|_| std::io::Error::last_os_error())
         });
     }

@@ -54,6 +54,54 @@ check_no_neighbour() {
     grep -q 'no answer to [1-9][0-9]* attempts' <<<"$said"
 }
 
+# --- ports -----------------------------------------------------------------------------------------
+
+# Both sides know the port by their device ([MS-SMBD] 1.9).
+check_port_by_device() {
+    local pong result=0 log=/run/port.log port=445
+    [[ $FABRIC != siw ]] || port=5445
+    "$PROGRAM" ping --listen "verbs:$SERVER" --once >"$log" 2>&1 &
+    pong=$!
+    wait_until "ping listens" grep -q "^listening on $SERVER:$port\$" "$log" &&
+        ping_server "verbs:$SERVER" || result=1
+    kill "$pong" 2>/dev/null
+    wait "$pong"
+    return "$result"
+}
+
+# --- rights ----------------------------------------------------------------------------------------
+
+# A user without rights, with what systemd/smbdirect.service has for the engine: the port of the
+# device, and memory to pin. Only to be started in the background, as it replaces the shell.
+as_in_the_unit() {
+    ulimit -l unlimited
+    exec setpriv --reuid 54330 --regid 54330 --clear-groups --no-new-privs \
+        --bounding-set -all,+net_bind_service --inh-caps -all,+net_bind_service \
+        --ambient-caps -all,+net_bind_service "$@"
+}
+
+# One that has no rights at all.
+as_nobody() { setpriv --reuid 54331 --regid 54331 --clear-groups --inh-caps -all "$@"; }
+
+# Both sides without root. What they lack is told with its cure.
+check_unprivileged() {
+    local pong said result=0 log=/run/unit.log
+    as_in_the_unit "$PROGRAM" ping --listen "verbs:$SERVER" --once >"$log" 2>&1 &
+    pong=$!
+    (ulimit -l 65536 && as_nobody "$PROGRAM" ping -n 3 "verbs:$pong_at") &&
+        wait_until "ping listens" grep -q "^listening on $SERVER" "$log" &&
+        (ulimit -l 65536 && as_nobody "$PROGRAM" ping -n 3 "verbs:$SERVER") || result=1
+    kill "$pong" 2>/dev/null
+    wait "$pong"
+    said=$(ulimit -l 65536 && as_nobody "$PROGRAM" ping --listen "verbs:$SERVER:445" 2>&1) && result=1
+    echo "$said"
+    grep -q CAP_NET_BIND_SERVICE <<<"$said" || result=1
+    said=$(ulimit -l 1024 && as_nobody "$PROGRAM" ping "verbs:$pong_at" 2>&1) && result=1
+    echo "$said"
+    grep -q 'RLIMIT_MEMLOCK is 1024 KiB' <<<"$said" || result=1
+    return "$result"
+}
+
 # --- links and devices that go and come back -------------------------------------------------------
 
 # has_said PATTERN [COUNT]: lines of the passive side's log
@@ -111,6 +159,8 @@ set_devices() {
     start_pong || exit
     check_device late_neighbour
     check_device no_neighbour
+    check_device port_by_device
+    check_device unprivileged
     check_device link_down_and_up
     check_device device_removed
     check_device last_device_removed

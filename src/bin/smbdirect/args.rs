@@ -1,9 +1,10 @@
 //! Options that several commands have, and how addresses are read.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
-use smbdirect::fabric::{AcceptOptions, ConnectOptions, FabricKind, ListenOptions};
+use smbdirect::fabric::{AcceptOptions, ConnectOptions, DeviceKind, FabricKind, ListenOptions};
+use smbdirect::peer::Endpoint;
 use smbdirect::proto::Params;
 
 use crate::failure::Failure;
@@ -106,8 +107,52 @@ pub(crate) struct Target {
     pub(crate) is_default_port: bool,
 }
 
+impl Target {
+    /// The address to connect to: a port that was not given is that of the device that leads there,
+    /// 5445 for iWARP, and 445 for others and where it is not known.
+    pub(crate) fn peer(&self, endpoint: &Endpoint) -> SocketAddr {
+        let source = match self.has_device_port() {
+            true => source_of(self.address).ok(),
+            false => None,
+        };
+        self.with_port_of(endpoint, source)
+    }
+
+    /// The address to listen on: a port that was not given is that of the address's device.
+    pub(crate) fn own(&self, endpoint: &Endpoint) -> SocketAddr {
+        let is_one = self.has_device_port() && !self.address.ip().is_unspecified();
+        self.with_port_of(endpoint, is_one.then(|| self.address.ip()))
+    }
+
+    fn has_device_port(&self) -> bool {
+        self.is_default_port && self.fabric == FabricKind::Verbs
+    }
+
+    fn with_port_of(&self, endpoint: &Endpoint, local: Option<IpAddr>) -> SocketAddr {
+        let mut address = self.address;
+        let device = local.and_then(|ip| endpoint.local_address(ip).ok());
+        if device.and_then(|it| it.kind) == Some(DeviceKind::Iwarp) {
+            address.set_port(SMBDIRECT_PORT);
+        }
+        address
+    }
+}
+
+/// The address of this host from where the way to another one starts: the kernel's routing table
+/// tells it, and nothing is sent.
+fn source_of(peer: SocketAddr) -> std::io::Result<IpAddr> {
+    let any: IpAddr = match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(peer)?;
+    Ok(socket.local_addr()?.ip())
+}
+
 /// Resolves an address with a fabric in front: `verbs:HOST`, `iwarp:HOST`; without one it is
-/// software iWARP. The port defaults to SMB Direct's: 5445, with `verbs:` 445.
+/// software iWARP. The port defaults to SMB Direct's: 5445, with `verbs:` 445 until the device is
+/// known ([`Target::peer`]).
 pub(crate) fn resolve_target(text: &str) -> Result<Target, Failure> {
     let (fabric, rest, port) = match text.split_once(':') {
         Some(("verbs", rest)) => (FabricKind::Verbs, rest, INFINIBAND_PORT),
@@ -187,6 +232,13 @@ mod tests {
         assert_eq!(read("verbs:[::]"), (verbs, "[::]:445".into(), true));
         assert_eq!(read("verbs:[::1]:445"), (verbs, "[::1]:445".into(), false));
         assert_eq!(read("::1"), (iwarp, "[::1]:5445".into(), true));
+    }
+
+    #[test]
+    fn the_way_to_an_address_has_a_source() {
+        let source = |text: &str| source_of(text.parse().unwrap()).unwrap().to_string();
+        assert_eq!(source("127.0.0.1:445"), "127.0.0.1");
+        assert_eq!(source("127.0.0.9:445"), "127.0.0.1");
     }
 
     #[test]

@@ -30,7 +30,8 @@ use crate::units::{parse_seconds, parse_size_u32, usec};
     2 wrong usage.")]
 pub(crate) struct Args {
     /// The passive side to connect to; without it this side is the passive one. By software iWARP,
-    /// or with verbs: in front through an RDMA device [port: 5445, with verbs: 445]
+    /// or with verbs: in front through an RDMA device [port: 5445, with
+    /// verbs: 445 if the device is not iWARP]
     #[arg(value_name = "[verbs:]HOST[:PORT]")]
     host: Option<String>,
     /// Passive side: where to listen; port 0 takes a free one, printed as `listening on ...`
@@ -81,7 +82,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 fn answer(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
     let target = resolve_target(&args.listen)?;
-    let address = target.address;
     let config = Config {
         kind: target.fabric,
         passive: args.smbd.params(Params::default())?,
@@ -89,6 +89,7 @@ fn answer(args: &Args) -> Result<(), Failure> {
         ..Config::default()
     };
     let mut endpoint = Endpoint::new(config).map_err(Failure::of("starting"))?;
+    let address = target.own(&endpoint);
     let (_, address) = endpoint
         .listen(address, &args.smbd.listen_options())
         .map_err(Failure::of(format!(
@@ -138,7 +139,6 @@ fn answer(args: &Args) -> Result<(), Failure> {
 
 fn measure(args: &Args, host: &str) -> Result<(), Failure> {
     let target = resolve_target(host)?;
-    let peer = target.address;
     let config = Config {
         kind: target.fabric,
         active: args.smbd.params(Params::active())?,
@@ -147,6 +147,7 @@ fn measure(args: &Args, host: &str) -> Result<(), Failure> {
     };
     let params = config.active.clone();
     let endpoint = Endpoint::new(config).map_err(Failure::of("starting"))?;
+    let peer = target.peer(&endpoint);
     let mut session = Session::new(endpoint);
     let began = Instant::now();
     let link = session.connect(&args.smbd.connect_options(peer))?;

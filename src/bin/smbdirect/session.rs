@@ -49,7 +49,7 @@ impl Session {
         let peer = options.peer;
         let cannot = |reason: &dyn std::fmt::Display| {
             Failure::Failed(format!(
-                "cannot connect to {peer}: {reason}; is an SMB Direct listener for iWARP there?"
+                "cannot connect to {peer}: {reason}; is an SMB Direct listener there?"
             ))
         };
         let id = self

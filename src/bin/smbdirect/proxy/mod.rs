@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4450")]
     listen: String,
     /// SMB Direct server to connect to, by software iWARP or, with verbs: in front, through an RDMA
-    /// device [port: 5445, with verbs: 445]
+    /// device [port: 5445, with verbs: 445 if the device is not iWARP]
     #[arg(long, value_name = "[verbs:]HOST[:PORT]")]
     connect: String,
     /// End when the first client's connection has ended
@@ -71,7 +71,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(Failure::of("catching SIGTERM"))?;
     let address = resolve(&args.listen, DEFAULT_PORT)?;
     let target = resolve_target(&args.connect)?;
-    let server = target.address;
     // 8136 is the largest offer that every known server takes.
     let defaults = Params {
         max_fragmented_size: args.max_fragmented_size,
@@ -84,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         ..Config::default()
     })
     .map_err(Failure::of("starting"))?;
+    let server = target.peer(&endpoint);
     let listener = TcpListener::bind(address).map_err(Failure::of(format!(
         "--listen {address}: choose another address or port"
     )))?;
