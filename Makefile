@@ -22,8 +22,8 @@ LIBRARY    := $(RELEASE)/libsmbdirect.so
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build run test test-devices torture torment lint fuzz loom miri bench bench-load bench-smb bench-uml header \
-    install uninstall clean
+.PHONY: help build run test test-devices torture torment lint fuzz loom miri bench bench-load \
+    bench-smb bench-uml bench-verbs header install uninstall clean
 
 help:
 	@echo 'make run      show it: patched smbd, engine, proxy, smbclient, one file over SMB Direct'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench-smb  signing and encryption of data by RDMA, by TCP and in PDUs, on smbd'
 	@echo 'make bench-load  1,000 connections with mixed traffic, compared; SECONDS=600 CONNECTIONS=1000'
 	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
+	@echo 'make bench-verbs  verbs over rxe and siw, software iWARP and TCP, in one guest (root, 5 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
 	@echo 'make install  library, header, pkg-config file, program, systemd unit (PREFIX=, LIBDIR=,'
 	@echo '              UNITDIR=, DESTDIR=)'
@@ -98,6 +99,11 @@ bench-load: build
 bench-uml:
 	@scripts/deps.sh fio=fio strace=strace
 	$(CARGO) test --release --test uml_bench -- --nocapture
+
+bench-verbs:
+	@scripts/deps.sh fio=fio strace=strace mount.cifs=cifs-utils rdma=iproute2 pgrep=procps \
+	    /usr/include/rdma/rdma_cma.h=librdmacm-dev /etc/libibverbs.d/rxe.driver=ibverbs-providers
+	$(CARGO) test --release --test verbs_bench -- --nocapture
 
 header:
 	SMBDIRECT_UPDATE_HEADER=1 $(CARGO) test --test header

@@ -247,6 +247,8 @@ pub(crate) enum Bed {
     Device,
     /// There are none: two RDMA devices at the ends of a pair.
     Wire,
+    /// The set starts them, in the guest with two pairs: rxe at the ends of one, siw of the other.
+    Pairs,
 }
 
 impl Bed {
@@ -258,6 +260,7 @@ impl Bed {
             Self::Ksmbd => "ksmbd",
             Self::Device => "device",
             Self::Wire => "wire",
+            Self::Pairs => "pairs",
         }
     }
 }

@@ -62,7 +62,7 @@ ksmbd)
     start_ksmbd || exit
     run_set
     ;;
-device | wire)
+device | wire | pairs)
     "make_$BED" || exit
     run_set
     ;;
