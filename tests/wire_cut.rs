@@ -1,0 +1,189 @@
+//! The end of connections whose peer does not answer any more: both ends of the verbs fabric, and a
+//! wire between two RoCE devices that lets nothing through. The wire is in a User-mode Linux guest,
+//! which runs this program again.
+
+#![cfg(feature = "verbs")]
+
+mod common;
+mod fabric_set;
+#[allow(dead_code)]
+#[path = "common/samba.rs"]
+mod samba;
+#[path = "common/uml.rs"]
+mod uml;
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use smbdirect::fabric::verbs::{VerbsConfig, VerbsFabric};
+use smbdirect::fabric::{EndReason, Fabric, FabricEvent, QpKey, Status, WrId};
+use smbdirect::sys::Registry;
+
+use fabric_set::cases;
+use fabric_set::world::{filled, memory, World, A, B};
+use uml::{isolated, kernel_and_tools, Bed, Guest, VERBS};
+
+#[test]
+fn retries_exceeded() {
+    let test = "retries_exceeded";
+    // In the guest.
+    if std::env::var_os("SMBDIRECT_TEST_RDMA").is_some() {
+        let address = std::env::var("SMBDIRECT_TEST_ADDRESS").unwrap();
+        return nobody_answers(address.parse().unwrap());
+    }
+    let Some(kernel) = kernel_and_tools(test, &VERBS) else {
+        return;
+    };
+    if !isolated(test) {
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let settings = [
+        ("FABRIC", "rxe".to_owned()),
+        ("TESTS", format!("wire_cut {} {test}", this.display())),
+    ];
+    let guest = Guest::boot(&kernel, Bed::Wire, "tests", &settings);
+    let ended = guest.finish(|question| Err(format!("nobody answers '{question}'")));
+    assert_eq!(ended.passed, ["wire_cut::retries_exceeded"]);
+}
+
+/// What one end has outstanding when the wire is cut.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Send,
+    Write,
+    Read,
+}
+
+impl Work {
+    /// What the fabric calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Send | Self::Write => "send, RDMA WRITE or bind",
+            Self::Read => "RDMA READ",
+        }
+    }
+}
+
+/// The work request of every connection, and its receive.
+const WORK: u64 = 1;
+const RECV: u64 = 2;
+
+/// A connection for each kind of work and each end that has it outstanding.
+fn nobody_answers(address: IpAddr) {
+    let _ = env_logger::try_init();
+    let make = |registry: Registry| -> Box<dyn Fabric> {
+        Box::new(VerbsFabric::new(registry, VerbsConfig::default()).unwrap())
+    };
+    let mut world = World::new(address, make);
+    let mut connections = Vec::new();
+    for side in [A, B] {
+        for work in [Work::Send, Work::Write, Work::Read] {
+            let (a, b) = world.connected();
+            world.recv(A, a, RECV, &memory(64));
+            world.recv(B, b, RECV, &memory(64));
+            let (ours, theirs) = if side == A { (a, b) } else { (b, a) };
+            connections.push((side, work, ours, theirs));
+        }
+    }
+    cut(true);
+    for &(side, work, ours, _) in &connections {
+        post(&mut world, side, ours, work);
+    }
+    for &(side, work, ours, _) in &connections {
+        // The failed work comes first, then what is flushed, then the end.
+        let mut told = Vec::new();
+        while told.len() < 3 {
+            told.push(world.take(side, &format!("the end of {work:?}"), |event| {
+                told_of(event, ours)
+            }));
+        }
+        let reason = format!(
+            "{}: the peer does not answer (retries exceeded)",
+            work.name()
+        );
+        let expected = [
+            Told::Done(Status::Failed),
+            Told::Recv(Status::Flushed),
+            Told::End(EndReason::Transport(reason)),
+        ];
+        assert_eq!(told, expected, "side {side}, {work:?}");
+    }
+    for device in ["veth0", "veth1"] {
+        assert!(dropped(device) > 0, "{device}");
+    }
+    cut(false);
+    // The other ends had nothing to send. They end in good order, and there is nobody to answer.
+    for &(side, _, _, theirs) in &connections {
+        let other = if side == A { B } else { A };
+        let linger = Duration::from_secs(5);
+        world
+            .fabric(other)
+            .disconnect(Instant::now(), theirs, linger);
+        let told =
+            [(); 2].map(|()| world.take(other, "the other end", |event| told_of(event, theirs)));
+        assert_eq!(told[0], Told::Recv(Status::Flushed));
+        let is_in_order = matches!(told[1], Told::End(EndReason::Local | EndReason::PeerClosed));
+        assert!(is_in_order, "{told:?}");
+    }
+    world.check_quiet();
+    // Nothing of it is left in the fabrics or the devices.
+    cases::every_operation(&mut world);
+}
+
+fn post(world: &mut World, side: usize, qp: QpKey, work: Work) {
+    let ours = filled(100_000, 1);
+    // It gets nowhere, so the token does not matter.
+    let (id, token, offset) = (WrId(WORK), 0x1234, 0);
+    match work {
+        Work::Send => world.send(side, qp, WORK, &filled(64, 1)),
+        Work::Write => world
+            .fabric(side)
+            .post_write(qp, id, ours, token, offset)
+            .unwrap(),
+        Work::Read => world
+            .fabric(side)
+            .post_read(qp, id, ours, token, offset)
+            .unwrap(),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Done(Status),
+    Recv(Status),
+    End(EndReason),
+}
+
+/// What an event says of one connection.
+fn told_of(event: &FabricEvent, of: QpKey) -> Option<Told> {
+    let (qp, told) = match event {
+        FabricEvent::Done { qp, status, .. } => (qp, Told::Done(*status)),
+        FabricEvent::Recv { qp, status, .. } => (qp, Told::Recv(*status)),
+        FabricEvent::Disconnected { qp, reason } => (qp, Told::End(reason.clone())),
+        _ => return None,
+    };
+    (*qp == of).then_some(told)
+}
+
+/// Lets nothing through, either way, or everything.
+fn cut(is_cut: bool) {
+    for device in ["veth0", "veth1"] {
+        let line = match is_cut {
+            true => format!("tc qdisc add dev {device} root netem loss 100%"),
+            false => format!("tc qdisc del dev {device} root"),
+        };
+        uml::run(&line);
+    }
+}
+
+/// Packets that netem took.
+fn dropped(device: &str) -> u64 {
+    let output = Command::new("tc")
+        .args(["-s", "-j", "qdisc", "show", "dev", device])
+        .output()
+        .unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    told[0]["drops"].as_u64().unwrap()
+}
