@@ -165,3 +165,14 @@ fn verbs_with_short_queues() {
     with_verbs("short queues", &config, cases::both_directions_at_once);
     with_verbs("short queues", &config, cases::every_operation);
 }
+
+/// A device that cannot moderate its events is used all the same.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_with_moderation() {
+    let config = smbdirect::fabric::verbs::VerbsConfig {
+        moderation: Some((16, 20)),
+        ..Default::default()
+    };
+    with_verbs("moderation", &config, cases::every_operation);
+}

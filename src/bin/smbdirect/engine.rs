@@ -82,6 +82,11 @@ pub(crate) struct Args {
     /// registered for some seconds: slower, and an adapter reaches only what it has to
     #[arg(long)]
     pub(crate) rdma_register_each: bool,
+    /// Ask RDMA devices that can for fewer events: one in COUNT completions of a connection, or USEC
+    /// after the first. Fewer wake-ups under load, and up to USEC more for each answer of a quiet
+    /// connection [default: an event whenever the engine waits for one]
+    #[arg(long, value_name = "COUNT,USEC", value_parser = parse_moderation)]
+    pub(crate) rdma_moderation: Option<(u16, u16)>,
     /// CRC32C in every frame on the addresses of --listen
     #[arg(long)]
     pub(crate) crc: bool,
@@ -121,6 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         #[cfg(feature = "verbs")]
         verbs: smbdirect::fabric::verbs::VerbsConfig {
             register_each: args.rdma_register_each,
+            moderation: args.rdma_moderation,
             ..Default::default()
         },
         busy_poll: Duration::from_micros(args.busy_poll.into()),
@@ -134,6 +140,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     say("ready");
     engine.run(Some(stop.into())).map_err(failed)
+}
+
+fn parse_moderation(text: &str) -> Result<(u16, u16), String> {
+    let numbers = text.split_once(',').and_then(|(count, usec)| {
+        let count = count.parse().ok().filter(|&count| count > 0)?;
+        Some((count, usec.parse().ok()?))
+    });
+    numbers.ok_or_else(|| "write COUNT,USEC, for instance 16,20: at most 65535 each".into())
 }
 
 fn parse_listen(text: &str, crc: bool) -> Result<Listen, Failure> {

@@ -24,6 +24,9 @@ pub struct VerbsConfig {
     /// instead of keeping chunks. Slower; nothing but receives is within reach of the device
     /// longer than it has to.
     pub register_each: bool,
+    /// Ask the device for fewer events: one in so many completions of a connection, or so many
+    /// microseconds after the first. Devices that cannot are used without.
+    pub moderation: Option<(u16, u16)>,
     /// Tokens of one connection.
     pub max_registrations: usize,
     /// Connections in set-up; further connect requests are refused.
@@ -49,6 +52,9 @@ impl Default for VerbsConfig {
             chunk: 1 << 20,
             keep_idle: Duration::from_secs(10),
             register_each: false,
+            // The queue is looked at as long as it has something, so a busy connection has few
+            // events anyway; a quiet one would wait.
+            moderation: None,
             max_registrations: 4096,
             max_half_open: 256,
             backlog: 128,

@@ -46,6 +46,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::info;
+
 pub use config::VerbsConfig;
 
 use self::conn::{Conn, Phase, Recv, Work};
@@ -98,6 +100,8 @@ pub struct VerbsFabric {
     watched: HashMap<DeviceId, Option<u64>>,
     /// RLIMIT_MEMLOCK was found to be enough.
     is_limit_checked: bool,
+    /// It was told that a device does not moderate events.
+    is_moderation_told: bool,
     /// It was told that there are no devices.
     is_missing_told: bool,
     /// Listeners look for devices and addresses then.
@@ -129,6 +133,7 @@ impl VerbsFabric {
             half_open: 0,
             watched: HashMap::new(),
             is_limit_checked: false,
+            is_moderation_told: false,
             is_missing_told: false,
             rescan_at: None,
             sweep_at: None,
@@ -215,6 +220,16 @@ impl VerbsFabric {
         }
         conn.make_queues(&self.config)?;
         if let Some(queues) = &conn.queues {
+            let moderated = match self.config.moderation {
+                Some((count, time)) => queues.qp.moderate(count, time),
+                None => Ok(()),
+            };
+            if let Err(error) = moderated {
+                if !std::mem::replace(&mut self.is_moderation_told, true) {
+                    let name = &queues.device.name;
+                    info!("verbs: {name} does not moderate events: {error}");
+                }
+            }
             self.registry
                 .add(&queues.qp, key, Interest::READ)
                 .map_err(|error| FabricError::Os("epoll".into(), error))?;

@@ -55,8 +55,33 @@ pub(super) struct ibv_context {
     pub(super) cmd_fd: c_int,
     pub(super) async_fd: c_int,
     pub(super) num_comp_vectors: c_int,
-    // A mutex and a pointer follow.
+    _mutex: libc::pthread_mutex_t,
+    /// [`VERBS_ABI_IS_EXTENDED`]: a [`verbs_context`] has it as its last member.
+    pub(super) abi_compat: *mut c_void,
 }
+
+/// What stands before the ibv_context of an extended context, from the operation used here on. It
+/// grows at its start.
+#[repr(C)]
+pub(super) struct verbs_context {
+    pub(super) modify_cq:
+        Option<unsafe extern "C" fn(*mut ibv_cq, *mut ibv_modify_cq_attr) -> c_int>,
+    _ops: [*mut c_void; 21],
+    /// Bytes of the whole, with its ibv_context.
+    pub(super) sz: usize,
+}
+
+pub(super) const VERBS_ABI_IS_EXTENDED: usize = usize::MAX;
+
+#[repr(C)]
+pub(super) struct ibv_modify_cq_attr {
+    pub(super) attr_mask: u32,
+    /// moderate.
+    pub(super) cq_count: u16,
+    pub(super) cq_period: u16,
+}
+
+pub(super) const IBV_CQ_ATTR_MODERATE: u32 = 1;
 
 #[repr(C)]
 pub(super) struct ibv_pd {
@@ -442,6 +467,22 @@ mod tests {
             )* };
         }
         same!(size ibv_device ibv_context_ops ibv_mr ibv_comp_channel ibv_qp_cap ibv_qp_init_attr);
+        same!(size ibv_context ibv_modify_cq_attr);
+        same!(ibv_context abi_compat = "abi_compat");
+        same!(ibv_modify_cq_attr cq_count = "moderate.cq_count" cq_period = "moderate.cq_period");
+        same!(value IBV_CQ_ATTR_MODERATE);
+        for (field, offset) in [
+            ("modify_cq", offset_of!(verbs_context, modify_cq)),
+            ("sz", offset_of!(verbs_context, sz)),
+        ] {
+            writeln!(
+                c,
+                "_Static_assert(offsetof(struct verbs_context, context) - \
+                 offsetof(struct verbs_context, {field}) == {}, \"{field}\");",
+                size_of::<verbs_context>() - offset
+            )
+            .unwrap();
+        }
         same!(size ibv_async_event);
         same!(ibv_async_event element = "element" event_type = "event_type");
         same!(value IBV_EVENT_CQ_ERR IBV_EVENT_QP_FATAL IBV_EVENT_QP_REQ_ERR

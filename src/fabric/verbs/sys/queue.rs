@@ -1,6 +1,7 @@
 //! Completion queue and queue pair of one connection.
 
 use std::io;
+use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
@@ -65,6 +66,34 @@ impl Cq {
             unacknowledged: 0,
             channel,
         })
+    }
+
+    /// Asks the device for one event in `count` completions, or `period` microseconds after the first.
+    fn moderate(&self, count: u16, period: u16) -> io::Result<()> {
+        let unsupported = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        // SAFETY: the context lives as long as the identifier.
+        let context = unsafe { self.raw.as_ref().context };
+        // SAFETY: as above.
+        if unsafe { (*context).abi_compat } as usize != ffi::VERBS_ABI_IS_EXTENDED {
+            return Err(unsupported());
+        }
+        // SAFETY: so says the context: this stands before it, as far as its size reaches.
+        let modify = unsafe {
+            let extended = context.cast::<ffi::verbs_context>().sub(1);
+            let size = size_of::<ffi::verbs_context>() + size_of::<ffi::ibv_context>();
+            match (*extended).sz < size {
+                true => None,
+                false => (*extended).modify_cq,
+            }
+        };
+        let modify = modify.ok_or_else(unsupported)?;
+        let mut attr = ffi::ibv_modify_cq_attr {
+            attr_mask: ffi::IBV_CQ_ATTR_MODERATE,
+            cq_count: count,
+            cq_period: period,
+        };
+        // SAFETY: queue and attributes are valid.
+        returned(unsafe { modify(self.raw.as_ptr(), &mut attr) })
     }
 
     fn acknowledge(&mut self) {
@@ -173,6 +202,12 @@ impl Qp {
                 ..options
             },
         })
+    }
+
+    /// Asks the device for fewer events: one in `count` completions, or `period` microseconds after
+    /// the first. Many devices cannot.
+    pub(in crate::fabric::verbs) fn moderate(&self, count: u16, period: u16) -> io::Result<()> {
+        self.cq.moderate(count, period)
     }
 
     pub(in crate::fabric::verbs) fn options(&self) -> &QueueOptions {
