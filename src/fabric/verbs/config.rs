@@ -37,8 +37,12 @@ pub struct VerbsConfig {
     pub decision_timeout: Duration,
     /// How long an accepted connection may take to be established.
     pub establish_timeout: Duration,
-    /// How long the farewell of a connection may take.
+    /// How long an error of a queue pair waits for what tells its cause.
     pub close_timeout: Duration,
+    /// How long the peer of a connection that has ended is told of it, should it not answer. The
+    /// kernel repeats that every 4.1 s over InfiniBand and RoCE (`CMA_CM_RESPONSE_TIMEOUT`); only
+    /// an identifier is kept for it.
+    pub goodbye_timeout: Duration,
     /// How often listeners look for addresses and devices that have come or gone.
     pub rescan: Duration,
 }
@@ -61,6 +65,7 @@ impl Default for VerbsConfig {
             decision_timeout: Duration::from_secs(10),
             establish_timeout: Duration::from_secs(15),
             close_timeout: Duration::from_secs(2),
+            goodbye_timeout: Duration::from_secs(30),
             rescan: Duration::from_secs(5),
         }
     }

@@ -252,13 +252,14 @@ impl VerbsFabric {
                 reason: reason.clone(),
             });
         }
-        // A goodbye of ours is repeated by the kernel until it is answered.
-        let waits = is_notified || (was_up && reason == EndReason::Local);
+        // A goodbye of ours is repeated by the kernel until it is answered, or the identifier is
+        // gone. Without it a peer that has nothing to send would not learn of the end.
+        let waits = is_notified || (was_up && reason != EndReason::PeerClosed);
         let id: Option<CmId> = waits.then(|| conn.id.clone());
         match id {
             Some(id) => {
                 let mut deadline = None;
-                let until = self.now + self.config.close_timeout;
+                let until = self.now + self.config.goodbye_timeout;
                 self.timers.set(key, &mut deadline, Some(until));
                 if let Some(entry) = self.slots.get_mut(key) {
                     *entry = Entry::Closing { id, deadline };
