@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Instant;
 
-use super::conn::{Conn, Phase, Posted, Queues, Recv, Registration, Waiting, Work, HEADER};
+use super::conn::{Conn, Phase, Posted, Recv, Registration, Waiting, Work};
 use super::memory::{Kept, MAX_PIECES};
+use super::queues::{Queues, HEADER};
 use super::sys::{RecvBatch, Rights, SendBatch, SendOp, Sge, Transport};
 use crate::fabric::{EndReason, SendRequest};
 
