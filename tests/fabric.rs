@@ -7,7 +7,7 @@
 mod common;
 mod fabric_set;
 
-use smbdirect::fabric::iwarp::{IwarpConfig, IwarpFabric};
+use smbdirect::fabric::iwarp::{IwarpConfig, IwarpFabric, SegmentSize};
 use smbdirect::fabric::Fabric;
 use smbdirect::sys::Registry;
 
@@ -15,10 +15,54 @@ use fabric_set::cases;
 use fabric_set::world::World;
 
 fn soft_iwarp(case: fn(&mut World)) {
+    case(&mut soft_world("127.0.0.1", &IwarpConfig::default()));
+}
+
+fn soft_world(address: &str, config: &IwarpConfig) -> World {
     let make = |registry: Registry| -> Box<dyn Fabric> {
-        Box::new(IwarpFabric::new(registry, IwarpConfig::default()).unwrap())
+        Box::new(IwarpFabric::new(registry, config.clone()).unwrap())
     };
-    case(&mut World::new("127.0.0.1".parse().unwrap(), make));
+    World::new(address.parse().unwrap(), make)
+}
+
+#[test]
+fn iwarp_over_ipv6_with_crc() {
+    let mut world = soft_world("::1", &IwarpConfig::default());
+    world.mpa.connect_crc = true;
+    cases::every_operation(&mut world);
+}
+
+/// The passive side asks for the CRC.
+#[test]
+fn iwarp_of_revision_1() {
+    let mut world = soft_world("127.0.0.1", &IwarpConfig::default());
+    world.mpa.revision = 1;
+    world.mpa.listen_crc = true;
+    cases::every_operation(&mut world);
+}
+
+#[test]
+fn iwarp_in_small_segments() {
+    let config = IwarpConfig {
+        segment: SegmentSize::Bytes(1442),
+        ..IwarpConfig::default()
+    };
+    for crc in [false, true] {
+        let mut world = soft_world("127.0.0.1", &config);
+        world.mpa.connect_crc = crc;
+        cases::every_operation(&mut world);
+    }
+}
+
+#[test]
+fn iwarp_with_small_socket_buffers() {
+    let config = IwarpConfig {
+        send_buffer: Some(8 << 10),
+        receive_buffer: Some(8 << 10),
+        segment: SegmentSize::Bytes(60_000),
+        ..IwarpConfig::default()
+    };
+    cases::every_operation(&mut soft_world("127.0.0.1", &config));
 }
 
 #[cfg(feature = "verbs")]

@@ -19,11 +19,30 @@ pub(crate) struct Side {
     pub(crate) events: Vec<FabricEvent>,
 }
 
+/// What the sides ask of each other in MPA.
+pub(crate) struct Mpa {
+    pub(crate) connect_crc: bool,
+    pub(crate) listen_crc: bool,
+    pub(crate) revision: u8,
+}
+
+impl Default for Mpa {
+    fn default() -> Self {
+        Self {
+            connect_crc: false,
+            listen_crc: false,
+            revision: 2,
+        }
+    }
+}
+
 /// Two fabrics on one poller.
 pub(crate) struct World {
     pub(crate) poller: Poller,
     pub(crate) sides: [Side; 2],
     pub(crate) address: IpAddr,
+    /// Software iWARP: the CRC of both sides, and the MPA revision to start with.
+    pub(crate) mpa: Mpa,
     /// The side that does nothing now, and what is ready for it meanwhile.
     asleep: Option<(usize, Vec<Ready>)>,
     /// This side is not told what rdma_cm has to say.
@@ -58,6 +77,7 @@ impl World {
             poller,
             sides,
             address,
+            mpa: Mpa::default(),
             asleep: None,
             withheld: None,
         }
@@ -200,7 +220,10 @@ impl World {
     /// B listens on a free port.
     pub(crate) fn listen(&mut self) -> (ListenerKey, SocketAddr) {
         let address = SocketAddr::new(self.address, 0);
-        let options = ListenOptions::default();
+        let options = ListenOptions {
+            crc: self.mpa.listen_crc,
+            ..ListenOptions::default()
+        };
         self.fabric(B).listen(address, &options).unwrap()
     }
 
@@ -235,10 +258,21 @@ impl World {
         both
     }
 
+    /// A sends a message. On iWARP the active side has to, before the passive one may, unless MPA of
+    /// revision 2 does it for them.
+    pub(crate) fn speak_first(&mut self, a: QpKey, b: QpKey) {
+        self.recv(B, b, TELL, &memory(8));
+        self.send(A, a, TELL, &memory(8));
+        assert_eq!(self.take_recv(B, TELL), (8, None, Status::Success));
+        assert_eq!(self.take_done(A, TELL), Status::Success);
+    }
+
     pub(crate) fn start(&mut self, peer: SocketAddr, depths: (u32, u32)) -> QpKey {
         let options = ConnectOptions {
             ird: depths.0,
             ord: depths.1,
+            crc: self.mpa.connect_crc,
+            mpa_revision: self.mpa.revision,
             ..connect_options(peer)
         };
         self.fabric(A).connect(Instant::now(), &options).unwrap()

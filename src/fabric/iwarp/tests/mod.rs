@@ -1,7 +1,7 @@
-//! Two fabrics on one poller over loopback TCP, and a peer of raw bytes.
+//! Two fabrics on one poller over loopback TCP, and a peer of raw bytes: what is software iWARP's
+//! own. What it has in common with other fabrics is in `tests/fabric.rs`.
 
 mod capture;
-mod pair;
 mod raw;
 mod setup;
 mod stream;

@@ -301,60 +301,6 @@ fn caller_rejects() {
 }
 
 #[test]
-fn depths_are_agreed_on_and_kept() {
-    let mut world = World::new();
-    let (_, peer) = world.listen(B, "127.0.0.1:0", false);
-    let now = world.now;
-    let connect = Connect {
-        ird: 4,
-        ord: 16,
-        ..Connect::default()
-    };
-    let a = world
-        .fabric(A)
-        .connect(now, &connect.options(peer))
-        .unwrap();
-    let b = world.take_request(B);
-    world.fabric(B).accept(now, b, &depths(2, 32)).unwrap();
-    assert_eq!(world.take_established(B).0, 4);
-    assert_eq!(world.take_established(A).0, 2);
-    // Twenty reads at once, two at a time on the wire: all come, in order.
-    let source = filled(1000, 3);
-    let key = world.fabric(B).register(b, source.clone(), ALL).unwrap();
-    let sinks: Vec<_> = (0..20).map(|_| memory(1000)).collect();
-    for (id, sink) in sinks.iter().enumerate() {
-        world
-            .fabric(A)
-            .post_read(a, WrId(id as u64), sink.clone(), key.token, key.offset)
-            .unwrap();
-    }
-    for (id, sink) in sinks.iter().enumerate() {
-        let first = world.take(A, "a completion", |event| match event {
-            FabricEvent::Done { wr_id, .. } => Some(wr_id.0),
-            _ => None,
-        });
-        assert_eq!(first, id as u64);
-        assert!(sink.to_vec() == source.to_vec());
-    }
-}
-
-#[test]
-fn no_reads_without_depth() {
-    let mut world = World::new();
-    let (_, peer) = world.listen(B, "127.0.0.1:0", false);
-    let now = world.now;
-    let a = world
-        .fabric(A)
-        .connect(now, &Connect::default().options(peer))
-        .unwrap();
-    let b = world.take_request(B);
-    world.fabric(B).accept(now, b, &depths(0, 0)).unwrap();
-    assert_eq!(world.take_established(A).0, 0);
-    let refused = world.fabric(A).post_read(a, WrId(1), memory(1), 5, 0);
-    assert!(matches!(refused, Err(FabricError::WrongState(_))));
-}
-
-#[test]
 fn values_out_of_range() {
     let mut world = World::new();
     let now = world.now;
@@ -372,16 +318,4 @@ fn values_out_of_range() {
         .fabric(A)
         .listen("192.0.2.1:0".parse().unwrap(), &ListenOptions::default());
     assert!(error.unwrap_err().to_string().contains("192.0.2.1"));
-}
-
-#[test]
-fn connect_to_nobody() {
-    let mut world = World::new();
-    let (listener, address) = RawListener::new();
-    drop(listener);
-    let now = world.now;
-    let options = Connect::default().options(address);
-    world.fabric(A).connect(now, &options).unwrap();
-    let reason = world.take_end(A);
-    assert!(matches!(&reason, EndReason::Refused(text) if text.contains(&address.to_string())));
 }

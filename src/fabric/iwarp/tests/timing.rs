@@ -86,24 +86,6 @@ fn listener_that_closes_takes_its_requests_along() {
     assert!(std::net::TcpStream::connect(address).is_err());
 }
 
-#[test]
-fn posted_sends_leave_before_the_end() {
-    let mut world = World::new();
-    let (a, b) = world.connect("127.0.0.1:0", Connect::default());
-    let inbox = memory(8 << 20);
-    world.recv(B, b, 1, &inbox);
-    let sent = filled(8 << 20, 5);
-    world.post_send(A, a, 2, &sent);
-    let now = world.now;
-    world.fabric(A).disconnect(now, a, second());
-    assert!(world.fabric(A).post_recv(a, WrId(3), memory(1)).is_err());
-    assert_eq!(world.take_recv(B, 1), (8 << 20, None, Status::Success));
-    assert!(inbox.to_vec() == sent.to_vec());
-    assert_eq!(world.take_end(B), EndReason::PeerClosed);
-    assert_eq!(world.take_done(A, 2), Status::Success);
-    assert_eq!(world.take_end(A), EndReason::Local);
-}
-
 /// A connection from a raw peer that reads nothing, with far more posted than TCP takes.
 fn stuck(world: &mut World) -> (Raw, QpKey) {
     let (mut raw, qp) = raw_initiator(world, REQUEST_1, 1);
