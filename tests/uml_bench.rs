@@ -159,7 +159,7 @@ impl Bench {
         for (calls, who) in calls.iter_mut().zip(["engine", "smbd"]) {
             let text = fs::read_to_string(trace_file(who)).map_err(|error| error.to_string())?;
             *calls = total_calls(&text).ok_or("strace has no total")?;
-            let kept = trace_file(&format!("{who}-{way}-{}", name.replace(' ', "-")));
+            let kept = trace_file(&format!("{who}-{way}-{}", name.replace([' ', ','], "-")));
             fs::rename(trace_file(who), kept).map_err(|error| error.to_string())?;
         }
         let point = self.point(way, name);
@@ -206,26 +206,24 @@ impl Bench {
         (cpu_seconds_of(self.engine_pid()), smbds)
     }
 
+    /// A table as README has it.
     fn print(&self, mtu: &str) {
-        println!("MTU {mtu}");
+        println!("MTU {mtu}\n");
         println!(
-            "{:<14} {:>9} {:>9} {:>5}  {:>8} {:>8} {:>6}  {:>8} {:>8} {:>8}",
-            "", "TCP", "RDMA", "ratio", "s/GiB", "s/GiB", "engine", "calls", "smbd", "engine"
+            "| I/O, queue depth | TCP | SMB Direct | ratio | CPU s/GiB, TCP | CPU s/GiB, SMB Direct \
+             (engine) | calls/MiB, TCP | calls/MiB, SMB Direct |"
         );
-        println!(
-            "{:<14} {:>9} {:>9} {:>5}  {:>8} {:>8} {:>6}  {:>8} {:>8} {:>8}",
-            "", "", "", "", "TCP", "RDMA", "", "TCP/MiB", "RDMA/MiB", "RDMA/MiB"
-        );
+        println!("|{}", "---|".repeat(8));
         for (name, ways) in &self.points {
             let (Some(tcp), Some(rdma)) = (ways.get("tcp"), ways.get("rdma")) else {
                 continue;
             };
-            let speed = |point: &Point| match name.starts_with("4k") {
+            let speed = |point: &Point| match name.starts_with("4 KiB") {
                 true => format!("{:.0}/s", point.operations_per_second),
                 false => format!("{:.0} MB/s", point.bytes_per_second / 1e6),
             };
             println!(
-                "{name:<14} {:>9} {:>9} {:>5.2}  {:>8.2} {:>8.2} {:>5.0}%  {:>8.1} {:>8.1} {:>8.1}",
+                "| {name} | {} | {} | {:.2} | {:.2} | {:.2} ({:.0} %) | {:.0} | {:.0} + {:.0} |",
                 speed(tcp),
                 speed(rdma),
                 rdma.bytes_per_second / tcp.bytes_per_second,
@@ -241,7 +239,12 @@ impl Bench {
 }
 
 fn point_name(size: &str, depth: &str, direction: &str) -> String {
-    format!("{size} x{depth} {direction}")
+    let size = match size {
+        "1m" => "1 MiB",
+        "64k" => "64 KiB",
+        _ => "4 KiB",
+    };
+    format!("{size} {direction}, {depth}")
 }
 
 fn trace_file(name: &str) -> PathBuf {
