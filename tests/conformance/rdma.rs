@@ -395,10 +395,12 @@ fn case_91_multi_channel_diff_nic_type_diff_transport() {
         return;
     };
     // 127.0.0.2 takes TCP alone.
-    let global = format!(
-        "server multi channel support = yes\ninterfaces = {} 127.0.0.2/8",
-        target::address()
-    );
+    let device = match target::is_verbs() {
+        true => target::address().to_string(),
+        false => String::new(),
+    };
+    let global =
+        format!("server multi channel support = yes\ninterfaces = 127.0.0.1 {device} 127.0.0.2/8");
     let options = Options {
         global: &global,
         ..Options::default()
