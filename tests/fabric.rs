@@ -220,3 +220,19 @@ fn verbs_with_moderation() {
     };
     with_verbs("moderation", &config, cases::every_operation);
 }
+
+/// Peers that do not hear of the end in time are not told any longer; the others are.
+#[cfg(feature = "verbs")]
+#[test]
+fn verbs_with_one_goodbye() {
+    let config = smbdirect::fabric::verbs::VerbsConfig {
+        max_goodbyes: 1,
+        ..Default::default()
+    };
+    with_verbs("one goodbye", &config, cases::many_connections);
+    with_verbs(
+        "one goodbye",
+        &config,
+        cases::an_abrupt_end_flushes_in_order,
+    );
+}

@@ -43,6 +43,8 @@ pub struct VerbsConfig {
     /// kernel repeats that every 4.1 s over InfiniBand and RoCE (`CMA_CM_RESPONSE_TIMEOUT`); only
     /// an identifier is kept for it.
     pub goodbye_timeout: Duration,
+    /// Peers that are told so at a time, 1..=65536; one more, and the first is no longer.
+    pub max_goodbyes: usize,
     /// How often listeners look for addresses and devices that have come or gone.
     pub rescan: Duration,
 }
@@ -66,6 +68,7 @@ impl Default for VerbsConfig {
             establish_timeout: Duration::from_secs(15),
             close_timeout: Duration::from_secs(2),
             goodbye_timeout: Duration::from_secs(30),
+            max_goodbyes: 1024,
             rescan: Duration::from_secs(5),
         }
     }
@@ -91,6 +94,7 @@ impl VerbsConfig {
             ));
         }
         in_range("max_half_open", self.max_half_open, 1, 65536)?;
+        in_range("max_goodbyes", self.max_goodbyes, 1, 65536)?;
         Ok(())
     }
 }

@@ -53,10 +53,7 @@ impl VerbsFabric {
                 // Fails when the other side was faster.
                 let _ = id.disconnect();
             }
-            Some(Entry::Closing { deadline, .. }) => {
-                self.timers.set(key, deadline, None);
-                self.slots.remove(key);
-            }
+            Some(Entry::Closing { .. }) => self.end_goodbye(key),
             // Its listener is gone: the identifier is dropped, which refuses.
             None => debug!("verbs: {:?} of a connection that is over", event.kind),
         }
@@ -257,17 +254,35 @@ impl VerbsFabric {
         let waits = is_notified || (was_up && reason != EndReason::PeerClosed);
         let id: Option<CmId> = waits.then(|| conn.id.clone());
         match id {
-            Some(id) => {
-                let mut deadline = None;
-                let until = self.now + self.config.goodbye_timeout;
-                self.timers.set(key, &mut deadline, Some(until));
-                if let Some(entry) = self.slots.get_mut(key) {
-                    *entry = Entry::Closing { id, deadline };
-                }
-            }
+            Some(id) => self.say_goodbye(key, id),
             None => {
                 self.slots.remove(key);
             }
+        }
+    }
+
+    /// Keeps the identifier of a connection until the peer has heard of the end. Peers that never
+    /// answer must not have us keep more and more of them.
+    fn say_goodbye(&mut self, key: u64, id: CmId) {
+        if self.goodbyes.len() >= self.config.max_goodbyes {
+            if let Some(first) = self.goodbyes.pop_front() {
+                self.end_goodbye(first);
+            }
+        }
+        self.goodbyes.push_back(key);
+        let mut deadline = None;
+        let until = self.now + self.config.goodbye_timeout;
+        self.timers.set(key, &mut deadline, Some(until));
+        if let Some(entry) = self.slots.get_mut(key) {
+            *entry = Entry::Closing { id, deadline };
+        }
+    }
+
+    /// The peer knows, or is not told any longer.
+    pub(super) fn end_goodbye(&mut self, key: u64) {
+        if let Some(Entry::Closing { deadline, .. }) = self.slots.get_mut(key) {
+            self.timers.set(key, deadline, None);
+            self.slots.remove(key);
         }
     }
 }

@@ -44,7 +44,7 @@ mod sys;
 mod watch;
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,8 @@ pub struct VerbsFabric {
     /// What happened while a bind was waited for.
     early: Vec<FabricEvent>,
     half_open: usize,
+    /// Peers that are told of the end, the first ones first; some may be through with it.
+    goodbyes: VecDeque<u64>,
     /// Devices in use, each with the key of its entry; none: it cannot be watched.
     watched: HashMap<DeviceId, Option<u64>>,
     /// RLIMIT_MEMLOCK was found to be enough.
@@ -128,6 +130,7 @@ impl VerbsFabric {
             hot: Vec::new(),
             early: Vec::new(),
             half_open: 0,
+            goodbyes: VecDeque::new(),
             watched: HashMap::new(),
             is_limit_checked: false,
             is_moderation_told: false,

@@ -199,10 +199,7 @@ impl VerbsFabric {
         for key in keys {
             self.end(key, EndReason::Transport(why.to_owned()), events);
             // One that has ended by itself says goodbye, which is in vain now.
-            if let Some(Entry::Closing { deadline, .. }) = self.slots.get_mut(key) {
-                self.timers.set(key, deadline, None);
-                self.slots.remove(key);
-            }
+            self.end_goodbye(key);
         }
         // Not at once: until the kernel is through with it, it can be found, but not used.
         if self.rescan_at.is_some() {
