@@ -269,6 +269,50 @@ fn siw_dialects() {
     over_verbs("siw_dialects", "siw", EVERYWHERE, "dialects", &[]);
 }
 
+#[test]
+fn rxe_files() {
+    over_verbs("rxe_files", "rxe", EVERYWHERE, "files", &[]);
+}
+
+#[test]
+fn rxe_channels() {
+    over_verbs("rxe_channels", "rxe", EVERYWHERE, "channels", &[]);
+}
+
+#[test]
+fn rxe_lost_channels() {
+    over_verbs("rxe_lost_channels", "rxe", EVERYWHERE, "lost_channels", &[]);
+}
+
+#[test]
+fn rxe_failures() {
+    over_verbs("rxe_failures", "rxe", EVERYWHERE, "failures", &[]);
+}
+
+#[test]
+fn siw_protected() {
+    over_verbs("siw_protected", "siw", EVERYWHERE, "protected", &[]);
+}
+
+/// Loss, reordering, corruption and a wire that is cut, shortly and for good: then `reason` is what
+/// the engine has to tell.
+fn trouble(test: &str, device: &str, reason: &str) {
+    let settings = [("REASON", reason.to_owned()), ("WIRE", "switch".to_owned())];
+    over_verbs(test, device, EVERYWHERE, "trouble", &settings);
+}
+
+#[test]
+fn rxe_trouble() {
+    let reason = "the peer does not answer \\(retries exceeded\\)";
+    trouble("rxe_trouble", "rxe", reason);
+}
+
+/// There TCP gives up, and `siw` tells no more than that the connection is closed.
+#[test]
+fn siw_trouble() {
+    trouble("siw_trouble", "siw", "closed by the peer");
+}
+
 /// One engine with both fabrics, and clients on both.
 #[test]
 fn siw_mixed() {

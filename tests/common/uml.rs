@@ -453,6 +453,7 @@ fn write_settings(bed: Bed, set: &str, settings: &[(&str, String)], folder: &Pat
         ("PROGRAM", program().display().to_string()),
         ("LIBRARY", library().display().to_string()),
         ("PASSED", String::new()),
+        ("WIRE", String::new()),
         ("SMB_CONF", smb_conf()),
     ]);
     all.extend(settings.iter().cloned());

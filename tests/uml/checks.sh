@@ -50,6 +50,7 @@ watch() {
     done
     sed -n '/SMBDirect/,/MR mr_ready/p' /proc/fs/cifs/DebugData
     show_blocked
+    show_server
     echo "@@ stuck"
     echo o >/proc/sysrq-trigger
 }

@@ -47,6 +47,8 @@ trap power_off EXIT
 . "$here/programs.sh"
 # shellcheck source=tests/uml/devices.sh
 . "$here/devices.sh"
+# shellcheck source=tests/uml/trouble.sh
+. "$here/trouble.sh"
 cd / || exit
 
 run_set() {

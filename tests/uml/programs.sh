@@ -21,7 +21,10 @@ make_device() {
 # would never leave.
 make_wire() {
     local address device
-    ip link add veth0 type veth peer name veth1
+    case $WIRE in
+    switch) make_switch ;;
+    *) ip link add veth0 type veth peer name veth1 ;;
+    esac
     for address in "$SERVER" $MORE_ADDRESSES; do
         ip addr add "$address/24" dev veth0
     done
@@ -44,7 +47,18 @@ make_wire() {
     done
 }
 
-# They go when a link goes down.
+# A switch with `port0` and `port1`, from which either end can be unplugged.
+make_switch() {
+    local end
+    ip link add switch type bridge
+    for end in 0 1; do
+        ip link add veth$end type veth peer name port$end
+        ip link set port$end master switch up
+    done
+    ip link set switch up
+}
+
+# They go when an interface is set down.
 make_routes() {
     local address
     ip route replace "$CLIENT" dev veth0 src "$SERVER" table 101

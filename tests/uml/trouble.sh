@@ -1,0 +1,202 @@
+# shellcheck shell=bash
+# A wire with faults between the kernel's client and smbd, in the bed `verbs`. To be sourced.
+#
+# RoCE repairs what is lost by itself, and gives a connection up when the peer does not answer seven
+# times; over iWARP that is TCP's business. Nothing here waits for a time: what has to have happened
+# is read from counters.
+
+# wire_is DEVICE FAULT...: what happens to packets that leave by it
+wire_is() { tc qdisc replace dev "$1" root netem limit 10000 "${@:2}"; }
+
+both_ways() {
+    wire_is veth0 "$@"
+    wire_is veth1 "$@"
+}
+
+wire_is_good() {
+    local end
+    for end in 0 1; do
+        ! tc qdisc show dev veth$end | grep -q netem || tc qdisc del dev veth$end root
+        ip link set port$end up
+    done
+}
+
+# dropped DEVICE: packets that netem took
+dropped() { tc -s qdisc show dev "$1" | grep -oE 'dropped [0-9]+' | awk '{ sum += $2 } END { printf "%d", sum }'; }
+
+# device_count NAME DEVICE...: a counter of rxe devices
+device_count() {
+    local device
+    for device in "${@:2}"; do
+        cat "/sys/class/infiniband/$FABRIC$device/ports/1/hw_counters/$1"
+    done | awk '{ sum += $1 } END { printf "%d", sum }'
+}
+
+# tcp_count NAME...: of all connections, those of siw among them
+tcp_count() { nstat -asz "$@" | awk '!/^#/ { sum += $2 } END { printf "%d", sum }'; }
+
+# What the ends of connections had to do again, or found out of order.
+repairs() {
+    case $FABRIC in
+    rxe)
+        echo $(($(device_count completer_retry_err 0 1) + $(device_count out_of_seq_request 0 1) + \
+            $(device_count duplicate_request 0 1)))
+        ;;
+    siw) tcp_count TcpRetransSegs TcpExtTCPOFOQueue TcpInErrs ;;
+    esac
+}
+
+# retries END: how often an end has asked again because nothing came, 0 the server, 1 the client. Of
+# TCP that is known of both together.
+retries() {
+    case $FABRIC in
+    rxe) device_count completer_retry_err "$1" ;;
+    siw) tcp_count TcpExtTCPTimeouts ;;
+    esac
+}
+
+# more_than NUMBER COMMAND...
+more_than() { (($("${@:2}") > $1)); }
+
+ended() { sum_of connections_ended "$(status_json)"; }
+
+# --- faults that a connection survives ------------------------------------------------------------
+
+# by_one_connection COMMAND...: none has ended meanwhile
+by_one_connection() {
+    local before
+    before=$(ended)
+    "$@"
+    [[ $(ended) == "$before" ]]
+}
+
+# goes_on FAULT...: data stays what it is
+goes_on() {
+    local repairs
+    repairs=$(repairs)
+    both_ways "$@"
+    "$filecheck" fill "$share/trouble" 1 $((4 * mib)) $mib
+    "$filecheck" check "$share/trouble" 1 $((4 * mib)) $mib
+    random_operations 20 31
+    tc -s qdisc show dev veth0
+    echo "repairs: $(($(repairs) - repairs))"
+    wait_until "a repair" more_than "$repairs" repairs
+    wire_is_good
+    # Once more without, which a connection in a bad state does not do.
+    "$filecheck" check "$share/trouble" 1 $((4 * mib)) $mib
+    rm "$share/trouble"
+}
+
+# until_it_asks_again COMMAND...: what lets nothing through is taken back (by wire_is_good) as soon as
+# the server has asked again.
+until_it_asks_again() {
+    local before
+    before=$(retries 0)
+    "$@"
+    wait_until "the server asks again" more_than "$before" retries 0
+    wire_is_good
+}
+
+guest_cut_shortly() {
+    until_it_asks_again both_ways loss 100%
+}
+
+# lost_carrier END
+lost_carrier() { [[ $(<"/sys/class/net/veth$1/carrier") == 0 ]]; }
+
+# unplug END: its port of the switch has no link any more
+unplug() {
+    ip link set "port$1" down
+    wait_until "device $1 has no carrier" lost_carrier "$1"
+}
+
+# guest_unplug END: 0 the server, 1 the client
+guest_unplug() { until_it_asks_again unplug "$1"; }
+
+# --- a wire that stays cut ------------------------------------------------------------------------
+
+# cut_until_it_ends: nothing gets through until the server has given the connection up. It has asked
+# for something before the client's words are cut, so that it is the server that finds out.
+cut_until_it_ends() {
+    local ended before
+    ended=$(ended) before=$(retries 0)
+    wire_is veth0 loss 100%
+    wait_until "the server asks again" more_than "$before" retries 0
+    wire_is veth1 loss 100%
+    wait_until "the connection ends" more_than "$ended" ended
+    (($(dropped veth0) > 0))
+    wire_is_good
+}
+
+# ends_for REASON: the engine has told it of the connection that ended last
+ends_for() {
+    local line
+    line=$(grep -E 'connection [0-9]+ with .* ended' "$state/engine.log" | tail -n 1)
+    echo "$line"
+    grep -qE "$1" <<<"$line"
+}
+
+# Another mount, over a connection of its own, is served.
+serves_another() {
+    mkdir -p /mnt/other
+    mount -t cifs "//$SERVER/share" /mnt/other -o "user=root,pass=$PASSWORD,vers=3.1.1,rdma,nosharesock"
+    "$filecheck" fill /mnt/other/another 5 $mib 65536
+    "$filecheck" check /mnt/other/another 5 $mib 65536
+    rm /mnt/other/another
+    umount /mnt/other
+}
+
+# The wire is cut while the server reads the client's memory: file data is written.
+cut_while_written() {
+    local blocks=400 writer
+    "$filecheck" acknowledged "$share/written" 8 $((blocks * 65536)) 65536 >/tmp/acknowledged &
+    writer=$!
+    wait_until "some writes" has_lines /tmp/acknowledged $((blocks / 8))
+    cut_until_it_ends
+    ends_for "$REASON"
+    serves_another
+    wait $writer
+    has_lines /tmp/acknowledged $blocks
+    "$filecheck" check "$share/written" 8 $((blocks * 65536)) 65536
+    rm "$share/written"
+}
+
+# read_until FILE: reads a file again and again until another file is there
+read_until() {
+    until [[ -e $1 ]]; do "$filecheck" insist "$share/read" 7 $((4 * mib)) 65536; done
+}
+
+# The same while it writes there: file data is read.
+cut_while_read() {
+    local reader
+    rm -f /tmp/enough
+    "$filecheck" fill "$share/read" 7 $((4 * mib)) $mib
+    read_until /tmp/enough &
+    reader=$!
+    wait_until "a registration in use" registrations_in_use
+    cut_until_it_ends
+    ends_for "$REASON"
+    serves_another
+    touch /tmp/enough
+    wait $reader
+    "$filecheck" check "$share/read" 7 $((4 * mib)) $mib
+    rm "$share/read" /tmp/enough
+}
+
+# Over iWARP TCP has the work, and tests of its own: less is done there.
+set_trouble() {
+    local plain=vers=3.1.1,rdma
+    check corruption with $plain by_one_connection goes_on corrupt 1%
+    if [[ $FABRIC == siw ]]; then
+        check client_unplugged with $plain by_one_connection survives unplug 1
+        # TCP gives up after a quarter of an hour otherwise.
+        sysctl -q net.ipv4.tcp_retries2=3
+    else
+        check loss with $plain by_one_connection goes_on loss 1%
+        check reordering with $plain by_one_connection goes_on delay 200us reorder 0.3%
+        check cut_shortly with $plain by_one_connection survives cut-shortly
+        check cut_while_written with $plain cut_while_written
+    fi
+    check cut_while_read with $plain cut_while_read
+    check data_goes_by_rdma with $plain data_goes_by_rdma
+}
