@@ -419,7 +419,7 @@ impl Engine {
     /// One turn after the readiness was dispatched; `seen` is what [`Lookout::after`] returned.
     fn turn(&mut self, now: Instant, seen: Instant, was_ready: bool) {
         self.counters.loops += 1;
-        self.run_timers(seen);
+        self.run_timers(now, seen);
         let submitted = self.take_submissions(now);
         let mut events = 0;
         loop {
@@ -469,21 +469,29 @@ impl Engine {
         }
     }
 
-    fn run_timers(&mut self, now: Instant) {
-        if self.accept_rests.is_some_and(|until| until <= now) {
+    /// Runs what is due by `seen`, see [`Lookout::after`].
+    fn run_timers(&mut self, now: Instant, seen: Instant) {
+        if self.accept_rests.is_some_and(|until| until <= seen) {
             self.resume_accepting();
+        }
+        if self.timers.first().is_some_and(|&(at, _)| at <= seen) {
+            // Readiness may only tell that there is something; a flush takes it.
+            for index in 0..self.fabrics.len() {
+                self.fabrics[index].flush(now, &mut self.events);
+                self.take_events(now, index);
+            }
         }
         for index in 0..self.fabrics.len() {
             if self.fabrics[index]
                 .next_timeout()
-                .is_some_and(|at| at <= now)
+                .is_some_and(|at| at <= seen)
             {
-                self.fabrics[index].handle_timeout(now, &mut self.events);
+                self.fabrics[index].handle_timeout(seen, &mut self.events);
                 self.take_events(now, index);
             }
         }
         while let Some(&(at, key)) = self.timers.first() {
-            if at > now {
+            if at > seen {
                 return;
             }
             self.timers.pop_first();
@@ -491,12 +499,12 @@ impl Engine {
                 continue;
             };
             conn.timer = None;
-            if conn.machine.next_timeout().is_some_and(|at| at <= now) {
-                conn.machine.handle_timeout(now);
+            if conn.machine.next_timeout().is_some_and(|at| at <= seen) {
+                conn.machine.handle_timeout(seen);
             }
-            if conn.deadline.is_some_and(|at| at <= now) {
+            if conn.deadline.is_some_and(|at| at <= seen) {
                 conn.deadline = None;
-                self.deadline_passed(now, key);
+                self.deadline_passed(seen, key);
             }
             self.touch(key);
         }

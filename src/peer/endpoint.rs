@@ -340,6 +340,14 @@ impl Endpoint {
                     .push_back(PeerEvent::Ready(Ready { key, ..ready }));
             }
         }
+        if self
+            .timers
+            .peek()
+            .is_some_and(|Reverse((at, _))| *at <= seen)
+        {
+            // Readiness may only tell that there is something; a flush takes it.
+            self.settle(now);
+        }
         self.handle_timers(now, seen);
         self.settle(now);
         events.extend(self.events.drain(..));

@@ -94,11 +94,12 @@ fn queue_options(
             device.name, device.max_sge
         )));
     }
-    // A completion queue that is too small loses completions.
-    let most = device.max_cqe.saturating_sub(1);
-    if sends + recvs > most {
+    // A completion queue that is too small loses completions. Receives that do not fit are not
+    // posted, and no credits are granted for them.
+    let recvs = recvs.min(device.max_cqe.saturating_sub(1 + sends));
+    if recvs == 0 {
         return Err(FabricError::Invalid(format!(
-            "{} has completion queues of {} entries; {sends} sends and {recvs} receives do not fit",
+            "{} has completion queues of {} entries; {sends} sends and a receive do not fit",
             device.name, device.max_cqe
         )));
     }
@@ -173,11 +174,17 @@ mod tests {
             error.to_string().contains("test0 takes 1 pieces"),
             "{error}"
         );
-        let short = Device {
+        let few = Device {
             max_cqe: 200,
             ..device()
         };
+        let options = queue_options(&few, &config, None, 0).unwrap();
+        assert_eq!((options.sends, options.recvs), (128, 71));
+        let short = Device {
+            max_cqe: 129,
+            ..device()
+        };
         let error = queue_options(&short, &config, None, 0).unwrap_err();
-        assert!(error.to_string().contains("200 entries"), "{error}");
+        assert!(error.to_string().contains("129 entries"), "{error}");
     }
 }
