@@ -310,14 +310,6 @@ fn siw_trouble() {
     trouble("siw_trouble", "siw");
 }
 
-/// A wire that stays cut: TCP gives up, and `siw` tells no more than that the connection is closed.
-#[test]
-fn siw_cut() {
-    let reason = "closed by the peer".to_owned();
-    let settings = [("REASON", reason), ("WIRE", "switch".to_owned())];
-    over_verbs("siw_cut", "siw", EVERYWHERE, "cut", &settings);
-}
-
 /// One engine with both fabrics, and clients on both.
 #[test]
 fn siw_mixed() {

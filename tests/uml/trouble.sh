@@ -113,66 +113,6 @@ unplug() {
 # guest_unplug END: 0 the server, 1 the client
 guest_unplug() { until_it_asks_again unplug "$1"; }
 
-# --- a wire that stays cut ------------------------------------------------------------------------
-
-owner() { status_json | grep -oE '"owner_pid": *[0-9]+' | grep -oE '[0-9]+$' | sort -nu | tail -n 1; }
-
-received() { sum_of bytes_received "$(status_json)"; }
-
-# cut_behind COMMAND...: the command sends one request. It reaches a server that stands still, then
-# nothing gets through, then the server goes on, until it gives the connection up. No send of the
-# client is outstanding meanwhile, or it could hang (README.md).
-cut_behind() {
-    local ended before smbd command
-    ended=$(ended) smbd=$(owner)
-    kill -STOP "$smbd"
-    before=$(received)
-    "$@" &
-    command=$!
-    wait_until "the request" more_than "$before" received
-    both_ways loss 100%
-    kill -CONT "$smbd"
-    wait_until "the connection ends" more_than "$ended" ended
-    (($(dropped veth0) > 0))
-    wire_is_good
-    ends_for "$REASON"
-    serves_another
-    wait $command
-}
-
-# ends_for REASON: the engine has told it of the connection that ended last
-ends_for() {
-    local line
-    line=$(grep -E 'connection [0-9]+ with .* ended' "$state/engine.log" | tail -n 1)
-    echo "$line"
-    grep -qE "$1" <<<"$line"
-}
-
-# Another mount, over a connection of its own, is served.
-serves_another() {
-    mkdir -p /mnt/other
-    mount -t cifs "//$SERVER/share" /mnt/other -o "user=root,pass=$PASSWORD,vers=3.1.1,rdma,nosharesock"
-    "$filecheck" fill /mnt/other/another 5 $mib 65536
-    "$filecheck" check /mnt/other/another 5 $mib 65536
-    rm /mnt/other/another
-    umount /mnt/other
-}
-
-# One request, on descriptor 7, which is open; calls may fail when a connection does.
-read_block() { until dd bs=64K count=1 iflag=direct status=none <&7 >/tmp/read; do :; done; }
-
-# The wire is cut while the server writes to the client's memory: file data is read.
-cut_while_read() {
-    dd if=/dev/urandom of=/tmp/block bs=64K count=1 status=none
-    cp /tmp/block "$share/read"
-    sync "$share/read"
-    exec 7<"$share/read"
-    cut_behind read_block
-    exec 7<&-
-    cmp /tmp/read /tmp/block
-    rm "$share/read"
-}
-
 # Over iWARP TCP has the work, and tests of its own: less is done there.
 set_trouble() {
     local plain=vers=3.1.1,rdma
@@ -184,14 +124,5 @@ set_trouble() {
         check reordering with $plain by_one_connection goes_on delay 200us reorder 0.3%
         check cut_shortly with $plain by_one_connection survives cut-shortly
     fi
-    check data_goes_by_rdma with $plain data_goes_by_rdma
-}
-
-# Over siw only: after a cut over rxe the kernel's client does not come back (README.md).
-set_cut() {
-    local plain=vers=3.1.1,rdma
-    # TCP gives up after a quarter of an hour otherwise.
-    sysctl -q net.ipv4.tcp_retries2=3
-    check cut_while_read with $plain cut_while_read
     check data_goes_by_rdma with $plain data_goes_by_rdma
 }
