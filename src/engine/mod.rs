@@ -424,17 +424,24 @@ impl Engine {
         let mut events = 0;
         loop {
             self.pump_touched(now);
-            for index in 0..self.fabrics.len() {
-                self.fabrics[index].flush(now, &mut self.events);
-                events += self.events.len();
-                self.take_events(now, index);
-            }
+            events += self.flush_fabrics(now);
             if self.touched.is_empty() {
                 break;
             }
         }
         self.publish(now);
         self.plan_sleep(now, was_ready || submitted > 0 || events > 0);
+    }
+
+    /// Pushes posted work to the wire, and takes what the fabrics have to tell: so many events.
+    fn flush_fabrics(&mut self, now: Instant) -> usize {
+        let mut events = 0;
+        for index in 0..self.fabrics.len() {
+            self.fabrics[index].flush(now, &mut self.events);
+            events += self.events.len();
+            self.take_events(now, index);
+        }
+        events
     }
 
     /// Decides whether the next wait may block.
@@ -476,10 +483,7 @@ impl Engine {
         }
         if self.timers.first().is_some_and(|&(at, _)| at <= seen) {
             // Readiness may only tell that there is something; a flush takes it.
-            for index in 0..self.fabrics.len() {
-                self.fabrics[index].flush(now, &mut self.events);
-                self.take_events(now, index);
-            }
+            self.flush_fabrics(now);
         }
         for index in 0..self.fabrics.len() {
             if self.fabrics[index]

@@ -132,6 +132,19 @@ pub struct SendRequest {
     pub invalidate: Option<u32>,
 }
 
+impl SendRequest {
+    /// Whether `header` has the bytes that are said to be in use.
+    fn check_header(&self) -> Result<(), FabricError> {
+        if usize::from(self.header_len) <= self.header.len() {
+            return Ok(());
+        }
+        Err(FabricError::Invalid(format!(
+            "header_len is {}; at most 32",
+            self.header_len
+        )))
+    }
+}
+
 /// Why a work request or a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

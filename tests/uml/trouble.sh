@@ -21,9 +21,6 @@ wire_is_good() {
     done
 }
 
-# dropped DEVICE: packets that netem took
-dropped() { tc -s qdisc show dev "$1" | grep -oE 'dropped [0-9]+' | awk '{ sum += $2 } END { printf "%d", sum }'; }
-
 # device_count NAME DEVICE...: a counter of rxe devices
 device_count() {
     local device

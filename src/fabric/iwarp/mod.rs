@@ -398,12 +398,7 @@ impl Fabric for IwarpFabric {
     }
 
     fn post_send(&mut self, qp: QpKey, request: SendRequest) -> Result<(), FabricError> {
-        if usize::from(request.header_len) > request.header.len() {
-            return Err(FabricError::Invalid(format!(
-                "header_len is {}; at most 32",
-                request.header_len
-            )));
-        }
+        request.check_header()?;
         check_len("send", request.payload.as_ref().map_or(0, MemSlice::len))?;
         let (held, _) = self.posting(qp)?;
         let order = held.next_order();

@@ -189,12 +189,7 @@ impl Fabric for VerbsFabric {
     }
 
     fn post_send(&mut self, qp: QpKey, request: SendRequest) -> Result<(), FabricError> {
-        if usize::from(request.header_len) > request.header.len() {
-            return Err(FabricError::Invalid(format!(
-                "header_len is {}; at most 32",
-                request.header_len
-            )));
-        }
+        request.check_header()?;
         check_len("send", request.payload.as_ref().map_or(0, MemSlice::len))?;
         let wr_id = request.wr_id;
         self.posting(qp)?

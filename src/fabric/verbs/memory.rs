@@ -42,6 +42,21 @@ struct RegionCache {
     chunks: HashMap<(usize, usize), Cached>,
 }
 
+impl RegionCache {
+    /// Gives back what no work request uses, but what `keeps` says. Returns how many bytes.
+    fn give_back(&mut self, keeps: impl Fn(&Cached) -> bool) -> usize {
+        let mut given = 0;
+        self.chunks.retain(|_, cached| {
+            let keep = Rc::strong_count(&cached.mr) > 1 || keeps(cached);
+            if !keep {
+                given += cached.mr.len();
+            }
+            keep
+        });
+        given
+    }
+}
+
 /// The registrations of one connection, for its own work requests.
 pub(super) struct Memory {
     pd: Pd,
@@ -186,14 +201,7 @@ impl Memory {
         let Some(cache) = self.regions.get_mut(&key) else {
             return true;
         };
-        let bytes = &mut self.bytes;
-        cache.chunks.retain(|_, cached| {
-            let is_used = Rc::strong_count(&cached.mr) > 1;
-            if !is_used {
-                *bytes -= cached.mr.len();
-            }
-            is_used
-        });
+        self.bytes -= cache.give_back(|_| false);
         let is_forgotten = cache.chunks.is_empty();
         if is_forgotten {
             self.regions.remove(&key);
@@ -208,14 +216,9 @@ impl Memory {
         self.regions.retain(|_, cache| {
             // Each registration holds its region, and so does the cache.
             let is_ours = Arc::strong_count(&cache.region) == cache.chunks.len() + 1;
-            cache.chunks.retain(|_, cached| {
-                let is_used = Rc::strong_count(&cached.mr) > 1;
+            *bytes -= cache.give_back(|cached| {
                 let is_recent = now.saturating_duration_since(cached.used) < idle;
-                let keep = is_used || (is_recent && !is_ours);
-                if !keep {
-                    *bytes -= cached.mr.len();
-                }
-                keep
+                is_recent && !is_ours
             });
             !cache.chunks.is_empty()
         });
