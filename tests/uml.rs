@@ -310,6 +310,13 @@ fn siw_trouble() {
     trouble("siw_trouble", "siw");
 }
 
+/// A wire that stays cut: the connection ends because retries are exceeded, and smbd goes on.
+#[test]
+fn rxe_cut() {
+    let settings = [("WIRE", "switch".to_owned())];
+    over_verbs("rxe_cut", "rxe", EVERYWHERE, "cut", &settings);
+}
+
 /// One engine with both fabrics, and clients on both.
 #[test]
 fn siw_mixed() {

@@ -21,6 +21,9 @@ wire_is_good() {
     done
 }
 
+# dropped DEVICE: packets that netem took
+dropped() { tc -s qdisc show dev "$1" | grep -oE 'dropped [0-9]+' | awk '{ sum += $2 } END { printf "%d", sum }'; }
+
 # device_count NAME DEVICE...: a counter of rxe devices
 device_count() {
     local device
@@ -109,6 +112,58 @@ unplug() {
 
 # guest_unplug END: 0 the server, 1 the client
 guest_unplug() { until_it_asks_again unplug "$1"; }
+
+# --- a wire that stays cut ------------------------------------------------------------------------
+#
+# The kernel's client does not come back from that over rxe (README.md), so the client is `smbclient`
+# with `smbdirect proxy`.
+
+download() {
+    smbclient //127.0.0.1/share --configfile=/dev/null --port 4450 -U "root%$PASSWORD" \
+        -c 'get large /tmp/large'
+}
+
+sent() { sum_of bytes_sent "$(status_json)"; }
+
+# ends_for REASON: the engine has told it of the connection that ended last
+ends_for() {
+    local line
+    line=$(grep -E 'connection [0-9]+ with .* ended' "$state/engine.log" | tail -n 1)
+    echo "$line"
+    grep -qE "$1" <<<"$line"
+}
+
+# Nothing gets through until the server gives up. What the client says does, as long as the server may
+# have nothing outstanding, because it waits for credits. smbd goes on.
+cut_while_sending() {
+    local ended before client
+    : >/run/proxy.log
+    "$PROGRAM" proxy --listen 127.0.0.1:4450 --connect "verbs:$SERVER" >/run/proxy.log 2>&1 &
+    wait_until "the proxy listens" grep -q '^listening on' /run/proxy.log
+    dd if=/dev/urandom of="$state/share/large" bs=1M count=128 status=none
+    ended=$(ended)
+    download &
+    client=$!
+    wait_until "some of the file" more_than $((4 * mib)) sent
+    before=$(retries 0)
+    wire_is veth0 loss 100%
+    wait_until "the server asks again" more_than "$before" retries 0
+    wire_is veth1 loss 100%
+    wait_until "the connection ends" more_than "$ended" ended
+    (($(dropped veth0) > 0))
+    wire_is_good
+    ends_for 'the peer does not answer \(retries exceeded\)'
+    wait_until "the client learns of it" is_gone $client || {
+        cat /run/proxy.log
+        return 1
+    }
+    ! wait $client
+    download
+    cmp /tmp/large "$state/share/large"
+    rm /tmp/large "$state/share/large"
+}
+
+set_cut() { check cut_while_sending cut_while_sending; }
 
 # Over iWARP TCP has the work, and tests of its own: less is done there.
 set_trouble() {
