@@ -40,7 +40,7 @@ help:
 	@echo 'make bench-smb  signing and encryption of data by RDMA, by TCP and in PDUs, on smbd'
 	@echo 'make bench-load  1,000 connections with mixed traffic, compared; SECONDS=600 CONNECTIONS=1000'
 	@echo 'make bench-uml  Linux kernel client on smbd, SMB Direct against TCP (root, 3 minutes)'
-	@echo 'make bench-verbs  verbs over rxe and siw, software iWARP and TCP, in one guest (root, 5 minutes)'
+	@echo 'make bench-verbs  verbs over rxe and siw, software iWARP and TCP, in one guest (root, 8 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
 	@echo 'make install  library, header, pkg-config file, program, systemd unit (PREFIX=, LIBDIR=,'
 	@echo '              UNITDIR=, DESTDIR=)'
