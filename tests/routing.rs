@@ -301,17 +301,15 @@ fn a_silent_connection_does_not_wait_for_ever() {
 
 #[test]
 fn without_a_parent_nothing_new_is_taken() {
-    let spare = std::net::TcpListener::bind((test_address(), 0)).unwrap();
-    let address = spare.local_addr().unwrap();
-    drop(spare);
     let engine = TestEngine::start_with(|config| {
         config.listen.push(Listen {
             fabric: test_fabric(),
-            address,
+            address: (test_address(), 0).into(),
             is_default_port: false,
             options: Default::default(),
         })
     });
+    let address = engine.status().listeners[0].address;
     let mut parent = engine.open(true);
     parent.set_params(&Params::default()).unwrap();
     let mut client = engine.open(false);

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -15,7 +15,7 @@ use smbdirect::client::{EventKind, RdmaOp};
 use smbdirect::ipc::{ConnectSpec, Fabric, ListenSpec, Params};
 use smbdirect::ring::Segment;
 
-/// A capture of one TCP port of the loopback interface.
+/// A capture of one TCP port of one loopback address.
 struct Capture {
     child: Child,
     file: PathBuf,
@@ -32,7 +32,11 @@ impl Capture {
         let file = std::env::temp_dir().join(name);
         let mut child = Command::new("dumpcap")
             .args(["-i", "lo", "-P", "-f"])
-            .arg(format!("tcp port {}", address.port()))
+            .arg(format!(
+                "host {} and tcp port {}",
+                address.ip(),
+                address.port()
+            ))
             .arg("-w")
             .arg(&file)
             .stdout(Stdio::null())
@@ -188,8 +192,10 @@ fn check(name: &str, crc: bool) {
             return;
         }
     }
-    // Held by nobody else: the kernel has just given it out.
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // An address of its own, so that no other test is given the same port once it is free again.
+    let [_, high, middle, low] = (std::process::id() << 1 | u32::from(crc)).to_be_bytes();
+    let host = Ipv4Addr::new(127, high | 128, middle, low);
+    let holder = std::net::TcpListener::bind((host, 0)).unwrap();
     let address = holder.local_addr().unwrap();
     drop(holder);
     let port = address.port();
