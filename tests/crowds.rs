@@ -8,15 +8,15 @@ mod engine_process;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{
-    connect_and_send, negotiate, open_at, send, status_at, until_status, wait_for, wait_readable,
-    TestEngine, PATIENCE,
+    connect_and_send, connect_spec, negotiate, open_at, send, status_at, test_fabric, until_status,
+    wait_for, wait_readable, TestEngine, PATIENCE,
 };
 use engine_process::{register, EngineProcess};
 use smbdirect::client::{EventKind, Handle};
-use smbdirect::ipc::{self, Caller, Params};
+use smbdirect::ipc::{self, Caller, ConnectSpec, Fabric, Params, Status};
 
 /// Connections that TCP has established and nobody has accepted yet, at these listeners.
 fn not_accepted(listeners: &[SocketAddr]) -> usize {
@@ -268,4 +268,62 @@ fn one_peer_does_not_take_the_place_of_others() {
     drop(one);
     until_status(&engine.socket, "one less", |s| s.connections.len() == 7);
     assert!(knock("127.0.0.1", address).1);
+}
+
+/// Each client has a handle at the server, as each smbd process has, whose area is 64 MiB and more.
+/// It may use that as long as it is busy; quiet, it holds little more than its receives (255 slots of
+/// 8 KiB, in chunks of 1 MiB), so that a thousand of them do not pin 64 GiB.
+#[test]
+fn idle_clients_hold_little_memory() {
+    const CLIENTS: u64 = 24;
+    const MIB: u64 = 1 << 20;
+    let server = TestEngine::start_with(|config| config.verbs.keep_idle = Duration::from_secs(1));
+    let mut parent = server.open(true);
+    parent.set_params(&Params::default()).unwrap();
+    let address = server.listen(&mut parent);
+    // All clients are one handle at an engine of its own.
+    let clients = TestEngine::start();
+    let mut client = clients.open(false);
+    let small = ConnectSpec {
+        params: Params {
+            receive_credit_max: 10,
+            ..connect_spec(address).params
+        },
+        ..connect_spec(address)
+    };
+    let pdu = vec![0x5a; 800_000];
+    let mut workers = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut worker = server.open(false);
+        let active = client.connect(&small).unwrap();
+        wait_for(&mut client, EventKind::Attached);
+        send(&mut client, active, 1, &negotiate([0; 16], &[0x0311]));
+        let offer = wait_for(&mut parent, EventKind::Offered).0;
+        let passive = worker.accept(offer.token).unwrap();
+        wait_for(&mut worker, EventKind::PduReceived);
+        for _ in 0..4 {
+            send(&mut client, active, 2, &pdu);
+            assert!(wait_for(&mut worker, EventKind::PduReceived).1 == pdu);
+            send(&mut worker, passive, 3, &pdu);
+            assert!(wait_for(&mut client, EventKind::PduReceived).1 == pdu);
+        }
+        workers.push((worker, passive));
+    }
+    let each = |status: &Status| status.engine.memory.registered_bytes[&test_fabric()] / CLIENTS;
+    let busy = each(&server.status());
+    let idle = until_status(&server.socket, "given back", |it| each(it) < 5 * MIB);
+    let areas = idle.handles.iter().filter(|it| it.connections == 1);
+    let committed = areas.map(|it| it.committed_bytes).sum::<u64>() / CLIENTS;
+    let idle = each(&idle);
+    println!("bytes of each of {CLIENTS}: registered {busy}, idle {idle}; committed {committed}");
+    assert!(committed < 12 * MIB, "{committed}");
+    match test_fabric() {
+        Fabric::Verbs => assert!(0 < idle && idle < busy, "{busy}, then {idle}"),
+        _ => assert_eq!((busy, idle), (0, 0)),
+    }
+    // They are all still there, and can be busy again.
+    for (worker, passive) in &mut workers {
+        send(worker, *passive, 4, &pdu);
+        assert!(wait_for(&mut client, EventKind::PduReceived).1 == pdu);
+    }
 }

@@ -44,7 +44,13 @@ const ENGINE: Set = Set {
             "isolation",
             &["reaches_no_area", "is_no_server", "do_not_count"],
         ),
-        ("crowds", &["a_flood_does_not_starve_small_pdus"]),
+        (
+            "crowds",
+            &[
+                "a_flood_does_not_starve_small_pdus",
+                "idle_clients_hold_little_memory",
+            ],
+        ),
         // What RDMA devices want of the system calls that the unit allows.
         (
             "hardening",
@@ -57,7 +63,13 @@ const ENGINE: Set = Set {
         ("faults", &[]),
         ("rdma_faults", &[]),
         ("isolation", &[]),
-        ("crowds", &["a_flood_does_not_starve_small_pdus"]),
+        (
+            "crowds",
+            &[
+                "a_flood_does_not_starve_small_pdus",
+                "idle_clients_hold_little_memory",
+            ],
+        ),
         // What RDMA devices want of the system calls that the unit allows.
         (
             "hardening",
