@@ -97,6 +97,21 @@ until_it_asks_again() {
     wire_is_good
 }
 
+# delayed DEVICE: bytes that netem has let through, or holds back
+delayed() { tc -s qdisc show dev "$1" | grep -A 1 netem | grep -oE 'Sent [0-9]+' | awk '{ print $2 }'; }
+
+# A long wire
+is_slow() {
+    both_ways "$@"
+    "$filecheck" fill "$share/trouble" 1 $((16 * mib)) $mib
+    "$filecheck" check "$share/trouble" 1 $((16 * mib)) $mib
+    random_operations 20 31
+    tc -s qdisc show dev veth0
+    (($(delayed veth0) > 16 * mib && $(delayed veth1) > 16 * mib))
+    wire_is_good
+    rm "$share/trouble"
+}
+
 guest_cut_shortly() {
     until_it_asks_again both_ways loss 100%
 }
@@ -168,6 +183,7 @@ set_cut() { check cut_while_sending cut_while_sending; }
 # Over iWARP TCP has the work, and tests of its own: less is done there.
 set_trouble() {
     local plain=vers=3.1.1,rdma
+    check delay with $plain by_one_connection is_slow delay 5ms
     check corruption with $plain by_one_connection goes_on corrupt 1%
     if [[ $FABRIC == siw ]]; then
         check client_unplugged with $plain by_one_connection survives unplug 1
