@@ -354,9 +354,10 @@ impl Fabric for VerbsFabric {
                             }
                         }
                         Phase::Open | Phase::Draining => EndReason::Local,
-                        Phase::Broken => {
-                            EndReason::Transport("the queue pair is in error".to_owned())
-                        }
+                        Phase::Broken => EndReason::Transport(
+                            "the queue pair is in error, and its device does not say why"
+                                .to_owned(),
+                        ),
                         phase => EndReason::TimedOut(phase.awaited().into()),
                     };
                     self.end(key, reason, events);

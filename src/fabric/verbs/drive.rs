@@ -54,6 +54,8 @@ impl VerbsFabric {
             self.end(key, reason, &mut events);
         }
         self.early = events;
+        // What was done meanwhile may have made room.
+        self.mark(key, None);
     }
 
     /// Gives registrations back that nobody has used for `idle`.

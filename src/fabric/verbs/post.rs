@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! From what waits to the device: work requests in chains, one call for each queue and flush.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::Instant;
 
@@ -108,6 +108,15 @@ impl Conn {
                 (Some(_), None) => false,
                 (None, None) => break,
             };
+            let is_bind = |next: &Waiting| matches!(next.work, Work::Bind { .. });
+            if queues.device.repeats_binds
+                && !is_read
+                && self.waiting.front().is_some_and(is_bind)
+                && may_be_repeated(&self.sends, &self.reads)
+            {
+                // The next completion brings it back here.
+                break;
+            }
             let queue = if is_read {
                 &mut self.reads_waiting
             } else {
@@ -145,6 +154,11 @@ impl Conn {
             .map_err(|error| PostError::End(transport("ibv_post_send", &error)))?;
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// Whether the device may have to send again something that it has got.
+fn may_be_repeated(sends: &VecDeque<Posted>, reads: &VecDeque<Posted>) -> bool {
+    !reads.is_empty() || sends.iter().any(|posted| posted.binds.is_none())
 }
 
 /// Adds one work request to the chain.

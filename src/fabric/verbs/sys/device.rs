@@ -13,6 +13,12 @@ const SIW_VENDOR_ID: u32 = 0x0062_6d74;
 /// `SENDPAGE_THRESH` of siw.h, PAGE_SIZE.
 const SIW_SHARES_FROM: usize = 4096;
 
+/// rxe, the software RoCE of Linux. When it has to send something again, it goes back to that work
+/// request and carries out again all that came after, binds of memory windows too (`req_retry` and
+/// `rxe_requester` in rxe_req.c, Linux 6.12). A window that is bound cannot be bound once more
+/// (`rxe_check_bind_mw`), so the queue pair goes to error.
+const RXE_VENDOR_ID: u32 = 0x00ff_ffff;
+
 /// The transports whose ports and rules differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::fabric::verbs) enum Transport {
@@ -43,6 +49,9 @@ pub(in crate::fabric::verbs) struct Device {
     /// The memory of a send or write of this many bytes or more is free only when it has told its own
     /// completion; that of a shorter one also when a later one has.
     pub(in crate::fabric::verbs) tells_from: Option<usize>,
+    /// A bind is carried out again when something before it has to be sent again, and then fails: it
+    /// is not posted before all of that is done.
+    pub(in crate::fabric::verbs) repeats_binds: bool,
     /// Bits per second.
     pub(in crate::fabric::verbs) link_speed: Option<u64>,
 }
@@ -101,6 +110,7 @@ impl Device {
                 & (ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2A | ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2B)
                 != 0,
             tells_from: (attr.vendor_id == SIW_VENDOR_ID).then_some(SIW_SHARES_FROM),
+            repeats_binds: attr.vendor_id == RXE_VENDOR_ID,
             link_speed,
         }))
     }
