@@ -11,7 +11,7 @@ use smbdirect::smb::{Cipher, Encrypting, OpenMode, Options, Protection, Signing,
 
 use super::median;
 use super::process::cpu_seconds_of_trees;
-use super::smb::{file_name, file_size, options, Case, Side, Target, Way, BLOCK_1M};
+use super::smb::{file_name, file_size, options, Case, Side, Slot, Target, Way, BLOCK_1M};
 use crate::failure::Failure;
 use crate::session::say;
 
@@ -147,6 +147,7 @@ fn measure(
         let mut speeds = [const { Vec::new() }; 3];
         let mut costs = [const { Vec::new() }; 3];
         let mut blocks = [0; 3];
+        let mut slots = [const { Vec::new() }; 3];
         for _ in 0..args.repeat {
             for (i, side) in sides.iter_mut().enumerate() {
                 if i == 0 && !has_transform {
@@ -161,9 +162,13 @@ fn measure(
                 };
                 let operations = size / u64::from(blocks[i]);
                 let bytes = (operations * u64::from(blocks[i])) as f64;
+                if slots[i].is_empty() {
+                    slots[i] = Slot::all(case, WAYS[i].1).map_err(failed)?;
+                }
                 let cpu = cpu_seconds_of_trees(&args.smb.cpu_of)?;
                 let start = Instant::now();
-                side.run(case, operations, size).map_err(failed)?;
+                side.run(case, operations, size, &mut slots[i])
+                    .map_err(failed)?;
                 speeds[i].push(bytes / 1e9 / start.elapsed().as_secs_f64());
                 let cpu = cpu_seconds_of_trees(&args.smb.cpu_of)? - cpu;
                 costs[i].push(cpu / (bytes / f64::from(1 << 30)));
