@@ -180,19 +180,19 @@ cut_while_sending() {
 
 set_cut() { check cut_while_sending cut_while_sending; }
 
-# Over iWARP TCP has the work, and tests of its own: less is done there. What rxe sends again ends the
-# client's connection when memory was registered meanwhile (README.md); signed, the client registers
-# none.
+# Over iWARP TCP has the work, and tests of its own: less is done there. Over rxe a connection does not
+# always outlive that an end is unplugged, nor that something is sent again while the client registers
+# memory (README.md); signed, the client registers none.
 set_trouble() {
-    local plain=vers=3.1.1,rdma silent=vers=3.1.1,rdma
-    [[ $FABRIC != rxe ]] || silent+=,sign
+    local plain=vers=3.1.1,rdma
     check delay with $plain by_one_connection is_slow delay 5ms
     check corruption with $plain by_one_connection goes_on corrupt 1%
-    check client_unplugged with $silent by_one_connection survives unplug 1
-    if [[ $FABRIC == rxe ]]; then
+    if [[ $FABRIC == siw ]]; then
+        check client_unplugged with $plain by_one_connection survives unplug 1
+    else
         check loss with $plain by_one_connection goes_on loss 1%
         check reordering with $plain by_one_connection goes_on delay 200us reorder 0.3%
-        check cut_shortly with $silent by_one_connection survives cut-shortly
+        check cut_shortly with $plain,sign by_one_connection survives cut-shortly
     fi
     check data_goes_by_rdma with $plain data_goes_by_rdma
 }
