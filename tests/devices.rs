@@ -145,7 +145,10 @@ const SMBD_BY_SOFTWARE: Set = Set {
     usual: &[
         ("samba_rdma_io", STANDING_STILL),
         ("samba_rdma_io", &["the_first_token_is_invalidated"]),
-        ("conformance", &["v1_invalidate"]),
+        (
+            "conformance",
+            &["v1_invalidate", "a_token_goes_with_one_segment"],
+        ),
         ("torment", &["torment"]),
     ],
     whole: SMBD.whole,

@@ -255,7 +255,8 @@ fn push_send(
         .unwrap_or_default();
     let payload = request.payload.as_ref().filter(|memory| !memory.is_empty());
     let len = header.len() + payload.map_or(0, |memory| memory.len());
-    if len <= queues.qp.options().inline as usize {
+    let may_inline = matches!(op, SendOp::Send) || queues.device.inlines_invalidate;
+    if may_inline && len <= queues.qp.options().inline as usize {
         tools.sends.push_inline(id, op, len, |bytes| {
             let (first, rest) = bytes.split_at_mut(header.len());
             first.copy_from_slice(header);

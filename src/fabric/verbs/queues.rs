@@ -148,6 +148,7 @@ mod tests {
             send_with_invalidate: true,
             has_windows: true,
             tells_from: None,
+            inlines_invalidate: true,
             repeats_binds: false,
             link_speed: None,
         }

@@ -49,6 +49,8 @@ pub(in crate::fabric::verbs) struct Device {
     /// The memory of a send or write of this many bytes or more is free only when it has told its own
     /// completion; that of a shorter one also when a later one has.
     pub(in crate::fabric::verbs) tells_from: Option<usize>,
+    /// Whether a Send with Invalidate may have its bytes in the work request.
+    pub(in crate::fabric::verbs) inlines_invalidate: bool,
     /// A bind is carried out again when something before it has to be sent again, and then fails: it
     /// is not posted before all of that is done.
     pub(in crate::fabric::verbs) repeats_binds: bool,
@@ -110,6 +112,8 @@ impl Device {
                 & (ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2A | ffi::IBV_DEVICE_MEM_WINDOW_TYPE_2B)
                 != 0,
             tells_from: (attr.vendor_id == SIW_VENDOR_ID).then_some(SIW_SHARES_FROM),
+            // siw takes SEND and WRITE only (`siw_activate_tx_from_sq` in siw_qp.c, Linux 6.12).
+            inlines_invalidate: attr.vendor_id != SIW_VENDOR_ID,
             repeats_binds: attr.vendor_id == RXE_VENDOR_ID,
             link_speed,
         }))
