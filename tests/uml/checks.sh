@@ -25,6 +25,10 @@ check() {
     kill $watcher
     if ((status == 0)); then
         echo "@@ pass $name"
+    elif rxe_failed; then
+        show_server
+        echo "@@ stuck"
+        power_off
     else
         sed -n '/SMBDirect/,$p' /proc/fs/cifs/DebugData
         show_blocked
