@@ -8,7 +8,7 @@ mod engine_process;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{
     connect_and_send, connect_spec, negotiate, open_at, send, status_at, test_fabric, until_status,
@@ -277,7 +277,7 @@ fn one_peer_does_not_take_the_place_of_others() {
 fn idle_clients_hold_little_memory() {
     const CLIENTS: u64 = 24;
     const MIB: u64 = 1 << 20;
-    let server = TestEngine::start_with(|config| config.verbs.keep_idle = Duration::from_secs(1));
+    let server = TestEngine::start();
     let mut parent = server.open(true);
     parent.set_params(&Params::default()).unwrap();
     let address = server.listen(&mut parent);
