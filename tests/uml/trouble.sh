@@ -46,11 +46,11 @@ repairs() {
     esac
 }
 
-# retries END: how often an end has asked again because nothing came, 0 the server, 1 the client. Of
+# retries END...: how often an end has asked again because nothing came, 0 the server, 1 the client. Of
 # TCP that is known of both together.
 retries() {
     case $FABRIC in
-    rxe) device_count completer_retry_err "$1" ;;
+    rxe) device_count completer_retry_err "$@" ;;
     siw) tcp_count TcpExtTCPTimeouts ;;
     esac
 }
@@ -95,13 +95,13 @@ goes_on() {
     rm "$share/trouble"
 }
 
-# until_it_asks_again COMMAND...: what lets nothing through is taken back (by wire_is_good) as soon as
-# the server has asked again.
-until_it_asks_again() {
+# until_one_asks_again COMMAND...: what lets nothing through is taken back (by wire_is_good) as soon as
+# an end has asked again. Which one has something outstanding is chance.
+until_one_asks_again() {
     local before
-    before=$(retries 0)
+    before=$(retries 0 1)
     "$@"
-    wait_until "the server asks again" more_than "$before" retries 0
+    wait_until "an end asks again" more_than "$before" retries 0 1
     wire_is_good
 }
 
@@ -121,7 +121,7 @@ is_slow() {
 }
 
 guest_cut_shortly() {
-    until_it_asks_again both_ways loss 100%
+    until_one_asks_again both_ways loss 100%
 }
 
 # lost_carrier END
@@ -134,7 +134,7 @@ unplug() {
 }
 
 # guest_unplug END: 0 the server, 1 the client
-guest_unplug() { until_it_asks_again unplug "$1"; }
+guest_unplug() { until_one_asks_again unplug "$1"; }
 
 # --- a wire that stays cut ------------------------------------------------------------------------
 #
