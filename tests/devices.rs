@@ -34,6 +34,14 @@ const FABRIC: Set = Set {
     whole: &[("fabric", &["verbs"])],
 };
 
+const CROWDS: Selection = (
+    "crowds",
+    &[
+        "a_flood_does_not_starve_small_pdus",
+        "idle_clients_hold_little_memory",
+    ],
+);
+
 const ENGINE: Set = Set {
     usual: &[
         ("engine", &[]),
@@ -44,13 +52,7 @@ const ENGINE: Set = Set {
             "isolation",
             &["reaches_no_area", "is_no_server", "do_not_count"],
         ),
-        (
-            "crowds",
-            &[
-                "a_flood_does_not_starve_small_pdus",
-                "idle_clients_hold_little_memory",
-            ],
-        ),
+        CROWDS,
         // What RDMA devices want of the system calls that the unit allows.
         (
             "hardening",
@@ -63,13 +65,7 @@ const ENGINE: Set = Set {
         ("faults", &[]),
         ("rdma_faults", &[]),
         ("isolation", &[]),
-        (
-            "crowds",
-            &[
-                "a_flood_does_not_starve_small_pdus",
-                "idle_clients_hold_little_memory",
-            ],
-        ),
+        CROWDS,
         // What RDMA devices want of the system calls that the unit allows.
         (
             "hardening",

@@ -69,6 +69,8 @@ by_one_connection() {
     echo "$before" >/run/ended_before
     "$@"
     [[ $(ended) == "$before" ]]
+    # No excuse for a later check.
+    rm /run/ended_before
 }
 
 # The client's queue pair has failed by the fault of rxe that README.md tells of, and the client did not
