@@ -1,6 +1,8 @@
 # Verbs for people and for CI; `make help` lists them. The work is done by cargo and scripts/.
 
 CARGO      ?= cargo
+# More for the builds of `make build` and `make install`, for instance --locked --offline.
+CARGO_FLAGS ?=
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
@@ -43,11 +45,11 @@ help:
 	@echo 'make bench-verbs  verbs over rxe and siw, software iWARP and TCP, in one guest (root, 8 minutes)'
 	@echo 'make header   generate include/smbdirect.h again'
 	@echo 'make install  library, header, pkg-config file, program, systemd unit (PREFIX=, LIBDIR=,'
-	@echo '              UNITDIR=, DESTDIR=)'
+	@echo '              SYSCONFDIR=, UNITDIR=, DESTDIR=, CARGO_FLAGS=)'
 	@echo 'make clean    remove what was built'
 
 build:
-	$(CARGO) build --release
+	$(CARGO) build --release $(CARGO_FLAGS)
 
 run:
 	@scripts/run-demo.sh

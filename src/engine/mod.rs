@@ -323,8 +323,9 @@ impl Engine {
     }
 
     /// The addresses listened on, with the ports that were taken.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.listeners.iter().map(|listener| listener.address)
+    pub fn addresses(&self) -> impl Iterator<Item = (ipc::Fabric, SocketAddr)> + '_ {
+        let of = |listener: &Listener| (fabrics::kind(listener.fabric), listener.address);
+        self.listeners.iter().map(of)
     }
 
     /// Runs until `stop` becomes readable (or its other end is closed), or until a basic call of

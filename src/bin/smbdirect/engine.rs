@@ -20,8 +20,9 @@ use crate::units::parse_seconds;
 /// iWARP on a port above 1023. It stops in good order on SIGTERM or SIGINT: connections are
 /// closed, the control socket is removed.
 ///
-/// On standard output it prints `control socket PATH`, `listening on ADDRESS:PORT` for each
-/// address, and `ready`.
+/// On standard output it prints `control socket PATH`, `listening on [verbs:]ADDRESS:PORT` for each
+/// address, and `ready`. For verbs:0.0.0.0 and verbs:[::] that is said whether there is a device or
+/// not; the log and `smbdirect interfaces` tell which addresses have one.
 ///
 /// RDMA devices (verbs:) need access to /dev/infiniband, a large RLIMIT_MEMLOCK, and for port 445
 /// CAP_NET_BIND_SERVICE.
@@ -80,11 +81,13 @@ pub(crate) struct Args {
     pub(crate) busy_poll: u32,
     /// Register memory for each operation alone on RDMA devices, instead of keeping what was used
     /// registered for some seconds: slower, and an adapter reaches only what it has to
+    #[cfg(feature = "verbs")]
     #[arg(long)]
     pub(crate) rdma_register_each: bool,
     /// Ask RDMA devices that can for fewer events: one in COUNT completions of a connection, or USEC
     /// after the first. Fewer wake-ups under load, and up to USEC more for each answer of a quiet
     /// connection [default: an event whenever the engine waits for one]
+    #[cfg(feature = "verbs")]
     #[arg(long, value_name = "COUNT,USEC", value_parser = parse_moderation)]
     pub(crate) rdma_moderation: Option<(u16, u16)>,
     /// CRC32C in every frame on the addresses of --listen
@@ -135,13 +138,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let failed = |error: EngineError| Failure::Failed(error.to_string());
     let engine = Engine::new(config).map_err(failed)?;
     say(format_args!("control socket {}", args.socket.display()));
-    for address in engine.addresses() {
-        say(format_args!("listening on {address}"));
+    for (fabric, address) in engine.addresses() {
+        let fabric = match fabric {
+            ipc::Fabric::SoftIwarp => "",
+            ipc::Fabric::Verbs => "verbs:",
+        };
+        say(format_args!("listening on {fabric}{address}"));
     }
     say("ready");
     engine.run(Some(stop.into())).map_err(failed)
 }
 
+#[cfg(feature = "verbs")]
 fn parse_moderation(text: &str) -> Result<(u16, u16), String> {
     let numbers = text.split_once(',').and_then(|(count, usec)| {
         let count = count.parse().ok().filter(|&count| count > 0)?;

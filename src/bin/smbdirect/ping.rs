@@ -34,7 +34,8 @@ pub(crate) struct Args {
     /// verbs: 445 if the device is not iWARP]
     #[arg(value_name = "[verbs:]HOST[:PORT]")]
     host: Option<String>,
-    /// Passive side: where to listen; port 0 takes a free one, printed as `listening on ...`
+    /// Passive side: where to listen; port 0 takes a free one, printed as `listening on ...` [port:
+    /// 5445; with verbs: 445, and 5445 on the address of an iWARP device]
     #[arg(
         long,
         value_name = "[verbs:]ADDRESS[:PORT]",

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use log::info;
+use log::{info, warn};
 
 use super::complete::Found;
 use super::conn::Phase;
@@ -148,7 +148,8 @@ impl VerbsFabric {
             return;
         }
         let mut listeners = 0;
-        let channel = self.usable_channel();
+        let limit = |this: &mut Self| this.check_limit().map_err(|error| error.to_string());
+        let channel = self.usable_channel().and_then(|()| limit(self));
         let cm = self.cm.get();
         for (_, entry) in self.slots.iter_mut() {
             if let Entry::Listener(listener) = entry {
@@ -161,7 +162,7 @@ impl VerbsFabric {
         }
         match channel {
             Err(why) if listeners > 0 => self.tell_missing(&why),
-            Ok(()) => self.is_missing_told = false,
+            Ok(()) => self.told_missing.clear(),
             _ => {}
         }
         self.watch_listeners();
@@ -189,9 +190,16 @@ impl VerbsFabric {
         }
     }
 
-    /// Says once that listeners have nothing to listen on.
+    /// Says once that listeners have nothing to listen on. A machine without devices may be meant so;
+    /// one that has some and cannot use them is not.
     pub(super) fn tell_missing(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.is_missing_told, true) {
+        if self.told_missing == why {
+            return;
+        }
+        why.clone_into(&mut self.told_missing);
+        if has_devices() {
+            warn!("verbs: {why}: the RDMA devices of this machine cannot be used");
+        } else {
             info!("verbs: {why}: listeners wait for a device");
         }
     }

@@ -101,8 +101,8 @@ pub struct VerbsFabric {
     is_limit_checked: bool,
     /// It was told that a device does not moderate events.
     is_moderation_told: bool,
-    /// It was told that there are no devices.
-    is_missing_told: bool,
+    /// What was told last of why listeners have no device.
+    told_missing: String,
     /// Listeners look for devices and addresses then.
     rescan_at: Option<Instant>,
     /// Unused registrations are given back then.
@@ -134,7 +134,7 @@ impl VerbsFabric {
             watched: HashMap::new(),
             is_limit_checked: false,
             is_moderation_told: false,
-            is_missing_told: false,
+            told_missing: String::new(),
             rescan_at: None,
             sweep_at: None,
             now: Instant::now(),

@@ -38,8 +38,9 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "ADDRESS", requires = "smb")]
     tcp: Option<String>,
     /// The server's address for SMB Direct; may be given several times (but with --protection), each
-    /// is measured against TCP [default: HOST:5445]
-    #[arg(long, value_name = "ADDRESS", requires = "smb")]
+    /// is measured against TCP. By software iWARP, or with verbs: in front through an RDMA device
+    /// [default: HOST:5445]
+    #[arg(long, value_name = "[verbs:]HOST[:PORT]", requires = "smb")]
     rdma: Vec<String>,
     /// Behave on SMB Direct as this client
     #[arg(long, value_name = "CLIENT", requires = "smb", default_value = "linux",

@@ -26,8 +26,8 @@ use link::{Link, Totals};
 
 /// Let SMB clients that only know TCP use a server over SMB Direct.
 ///
-/// Listens on TCP, and opens one SMB Direct connection (software iWARP) to the server for each TCP
-/// connection that comes in. SMB2 messages pass unchanged and unread, so signing, encryption and
+/// Listens on TCP, and opens one SMB Direct connection to the server for each TCP connection that
+/// comes in. SMB2 messages pass unchanged and unread, so signing, encryption and
 /// every dialect from 3.0 on work; SMB1 is refused.
 ///
 /// When a connection ends, one line on standard output tells what it moved: PDUs are whole SMB2
