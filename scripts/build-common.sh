@@ -34,12 +34,12 @@ install_missing() {
 
     say "$about: installing ${missing[*]}"
     local log=$cache/apt-install.log
-    local install=(apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends
-        "${missing[@]}")
+    local apt=$project/scripts/apt.sh
+    local install=("$apt" install -y -q --no-install-recommends "${missing[@]}")
     export DEBIAN_FRONTEND=noninteractive
     if ! "${install[@]}" >"$log" 2>&1; then
         # usually the package lists are missing or too old
-        { apt-get -o DPkg::Lock::Timeout=300 update -q && "${install[@]}"; } >"$log" 2>&1 || {
+        { "$apt" update -q && "${install[@]}"; } >"$log" 2>&1 || {
             tail -n 5 "$log" >&2
             die "apt-get could not install: ${missing[*]}"
         }

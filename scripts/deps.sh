@@ -15,12 +15,12 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 1
 fi
 echo "installing:$missing"
+apt=$(dirname "$0")/apt.sh
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086 # a list of package names
-{ apt-get -o DPkg::Lock::Timeout=300 update &&
-    apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing; } >"$log" 2>&1 || {
+{ "$apt" update && "$apt" install -y --no-install-recommends $missing; } >"$log" 2>&1 || {
     tail -n 5 "$log" >&2
     echo "apt-get could not install:$missing" >&2
     exit 1
