@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::common::{library, program, root, skip, target, tool_is_missing};
 
 /// How long anything may take before the test says that it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Folder of the patched Samba's programs. `None`: not available here, which has been told.
 ///

@@ -15,7 +15,7 @@ use crate::common::{library, program, root, skip, tool_is_missing};
 use crate::samba::{samba, Process};
 
 /// How long a check may take.
-const PATIENCE: Duration = Duration::from_secs(150);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// What the end of a guest is called that the client has crashed.
 const CRASHED: &str = "crashed";
 /// The server, and further addresses of it for further channels.

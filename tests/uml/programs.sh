@@ -125,11 +125,12 @@ set_ksmbd() {
 
 # --- tests of the host -----------------------------------------------------------------------------
 
-# check_program NAME COMMAND...: one line for the test, before it loses its patience
+# check_program NAME COMMAND...: one line for the test, before it loses its patience (PATIENCE of
+# tests/common/uml.rs)
 check_program() {
     local name=$1 start=$SECONDS
     shift
-    if timeout -k 5 140 "$@"; then
+    if timeout -k 5 540 "$@"; then
         echo "--- $name: $((SECONDS - start)) s"
         echo "@@ pass $name"
     else

@@ -4,13 +4,13 @@
 
 state=/run/server
 
-# wait_until WHAT COMMAND...: polls for a minute
+# wait_until WHAT COMMAND...: polls for four minutes
 wait_until() {
-    local what=$1 end=$((SECONDS + 60))
+    local what=$1 end=$((SECONDS + 240))
     shift
     until "$@"; do
         if ((SECONDS > end)); then
-            echo "not within a minute: $what"
+            echo "not within four minutes: $what"
             return 1
         fi
         sleep 0.05
