@@ -20,8 +20,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use smb::{
-    channels, invalidate, noise, open_share, options, over_fabric, pieces, Client, BLANK, SOURCE,
-    TARGET,
+    channels, invalidate, noise, open_share, options, pieces, Client, BLANK, SOURCE, TARGET,
 };
 use smbdirect::mem::MemSlice;
 use smbdirect::smb::{
@@ -149,7 +148,7 @@ impl Ksmbd {
     }
 
     fn connect(&self, profile: &Profile, options: &Options) -> Result<Connection, SmbError> {
-        Connection::direct(self.rdma(), &over_fabric(profile), options)
+        smb::direct_to(self.rdma(), profile, options)
     }
 
     /// Why there is no connection.

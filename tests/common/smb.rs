@@ -91,22 +91,23 @@ pub(crate) fn open_direct(
     open_share(direct(server, profile, options).unwrap())
 }
 
-/// An SMB Direct connection. siw binds it to a port that rdma_cm has chosen without asking TCP, which
-/// may have it in use; then another one is chosen.
+/// An SMB Direct connection.
 pub(crate) fn direct(
     server: &Server,
     profile: &Profile,
     options: &Options,
 ) -> Result<Connection, SmbError> {
+    direct_to(rdma(server), profile, options)
+}
+
+/// The same to an address.
+pub(crate) fn direct_to(
+    address: SocketAddr,
+    profile: &Profile,
+    options: &Options,
+) -> Result<Connection, SmbError> {
     let profile = over_fabric(profile);
-    for _ in 0..5 {
-        match Connection::direct(rdma(server), &profile, options) {
-            Err(SmbError::Connection(text))
-                if target::is_verbs() && text.contains("Address already in use") => {}
-            result => return result,
-        }
-    }
-    panic!("five ports of rdma_cm were in use")
+    target::connect(|| Connection::direct(address, &profile, options))
 }
 
 /// The profile, over the fabric of the tests.

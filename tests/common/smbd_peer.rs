@@ -18,7 +18,7 @@ use smbdirect::wire::{
     status, BufferDescriptor, DataTransfer, NegotiateRequest, NegotiateResponse,
 };
 
-use crate::common::target::{address, client_kind};
+use crate::common::target::{self, address, client_kind};
 
 /// How long anything may take before the test says that it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -135,6 +135,11 @@ impl SmbdPeer {
 
     /// The same with so many receives, and one more.
     pub(crate) fn connect_with(address: SocketAddr, receives: u16) -> Self {
+        let connected = target::connect(|| Self::try_connect(address, receives));
+        connected.unwrap_or_else(|end| panic!("no connection: {end}"))
+    }
+
+    fn try_connect(address: SocketAddr, receives: u16) -> Result<Self, EndReason> {
         let mut endpoint = endpoint(receives);
         let options = ConnectOptions {
             peer: address,
@@ -149,10 +154,12 @@ impl SmbdPeer {
         let mut peer = Self::on(endpoint, id);
         let start = Instant::now();
         while !peer.step(PATIENCE) {
-            assert_eq!(peer.end, None);
+            if let Some(end) = peer.end {
+                return Err(end);
+            }
             assert!(start.elapsed() < PATIENCE, "no connection");
         }
-        peer
+        Ok(peer)
     }
 
     fn on(endpoint: Endpoint, id: ConnectionId) -> Self {

@@ -2,6 +2,7 @@
 //! 127.0.0.1, or what the guests of tests/uml say, where the same tests use an RDMA device.
 #![allow(dead_code)] // Each test uses a part of it.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 
 use smbdirect::fabric::FabricKind;
@@ -60,6 +61,18 @@ pub(crate) fn kind() -> FabricKind {
         true => FabricKind::Verbs,
         false => FabricKind::SoftIwarp,
     }
+}
+
+/// Connects. siw binds to a port that rdma_cm has chosen without asking TCP, which may have it in use;
+/// then another one is chosen.
+pub(crate) fn connect<T, E: Display>(mut how: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    for _ in 0..5 {
+        match how() {
+            Err(error) if is_verbs() && error.to_string().contains("Address already in use") => {}
+            result => return result,
+        }
+    }
+    panic!("five ports of rdma_cm were in use")
 }
 
 /// The address with a port, as the programs take it to listen.

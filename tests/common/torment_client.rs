@@ -18,7 +18,7 @@ use smbdirect::smb::{
     ReadRequest, Request, Signing, SmbError, WriteRequest,
 };
 
-use crate::smb::{credentials, noise, options, over_fabric, SOURCE, TARGET};
+use crate::smb::{credentials, direct_to, noise, options, SOURCE, TARGET};
 
 /// Has the orders of a client process.
 pub(crate) const ORDERS: &str = "SMBDIRECT_TORMENT_CLIENT";
@@ -251,7 +251,7 @@ impl Client {
             "windows" => Profile::windows(),
             _ => Profile::small(),
         };
-        Connection::direct(address, &over_fabric(&profile), &options)
+        direct_to(address, &profile, &options)
     }
 
     fn set_up(&self) -> Result<(Connection, u32), SmbError> {
