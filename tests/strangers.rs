@@ -282,8 +282,9 @@ fn who_dawdles_in_the_set_up_is_sent_away() {
     let short = Duration::from_millis(400);
     let engine = TestEngine::start_with(|config| {
         config.iwarp.request_timeout = short;
-        config.first_pdu_timeout = short;
-        config.offer_timeout = short;
+        // These are limits for the friend, too.
+        config.first_pdu_timeout = 5 * short;
+        config.offer_timeout = 5 * short;
     });
     let mut parent = engine.open(true);
     parent.set_params(&Params::default()).unwrap();
