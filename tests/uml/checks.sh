@@ -13,6 +13,7 @@ check() {
     local name=$1 status watcher
     shift
     [[ " $PASSED " != *" $name "* ]] || return 0
+    note_rxe "$name"
     watch &
     watcher=$!
     (
@@ -28,7 +29,7 @@ check() {
     elif rxe_failed; then
         show_server
         echo "@@ stuck"
-        power_off
+        power_off_at_once
     else
         sed -n '/SMBDirect/,$p' /proc/fs/cifs/DebugData
         show_blocked
@@ -52,23 +53,48 @@ is_going_down() {
     return 1
 }
 
-# Looks now and then whether the client hangs for good, see README.md: it takes a connection down
-# and does not get on with it, twelve seconds long. That is for the test to know.
+# Who waits uninterruptibly to send, or to take a connection down: number and stack of each process.
+# Who sends is the same only if it has not run at all meanwhile.
+waiting_in_smbd() {
+    local stack process
+    for stack in $(grep -lE 'smbd_(send|destroy)' /proc/[0-9]*/stack); do
+        process=${stack%/stack}
+        grep -q '^State:\sD' "$process/status" || continue
+        {
+            echo "$process"
+            cat "$stack"
+            grep -q smbd_destroy "$stack" || grep voluntary "$process/status"
+        } | tr '\n' ' '
+        echo
+    done 2>/dev/null
+}
+
+# Looks now and then whether the client hangs for good, see README.md: twelve seconds long it takes a
+# connection down and does not get on with it, or a process waits at one place. That is for the test to
+# know.
 watch() {
-    local count=0
-    while ((count < 4)); do
+    local down=0 same=0 waiting='' now still
+    while ((down < 4 && same < 4)); do
         sleep 3
         if is_going_down 2>/dev/null; then
-            count=$((count + 1))
+            down=$((down + 1))
         else
-            count=0
+            down=0
+        fi
+        now=$(waiting_in_smbd)
+        still=$(grep -xF -e "$waiting" <<<"$now")
+        if [[ -n $still ]]; then
+            same=$((same + 1)) waiting=$still
+        else
+            same=1 waiting=$now
+            [[ -n $now ]] || same=0
         fi
     done
     sed -n '/SMBDirect/,/MR mr_ready/p' /proc/fs/cifs/DebugData
     show_blocked
     show_server
     echo "@@ stuck"
-    echo o >/proc/sysrq-trigger
+    power_off_at_once
 }
 
 # Where kernel threads and processes wait uninterruptibly.

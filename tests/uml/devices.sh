@@ -138,7 +138,8 @@ listens_again() { has_said "verbs: listening on $pong_at" "$1"; }
 check_device_removed() {
     start_long_ping && remove_device "${FABRIC}0" || return
     wait "$long_ping" && return 1
-    has_said "connection ended: .*RDMA device ${FABRIC}0 was removed" || return
+    wait_until "the passive side tells why" \
+        has_said "connection ended: .*RDMA device ${FABRIC}0 was removed" || return
     rdma link add "${FABRIC}0" type "$FABRIC" netdev veth0
     wait_until "ping listens again" listens_again 1 && ping_server
 }

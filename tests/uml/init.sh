@@ -17,6 +17,10 @@ exec 3<&0 4>&1 2>&1 </dev/null
 
 power_off() {
     sync
+    power_off_at_once
+}
+# On a mount that hangs, `sync` does, too.
+power_off_at_once() {
     echo o >/proc/sysrq-trigger
     # init must not end
     while :; do sleep 60; done
@@ -84,6 +88,9 @@ if [[ -n $device ]]; then
     ip link set "$device" up
     rdma link add siw0 type siw netdev "$device"
 fi
-# The kernel's client has one address resolved only once, and shortly.
+# The kernel's client has one address resolved only once, and shortly. The port of that probe is none
+# that rdma_cm may choose afterwards: it does not ask TCP, which keeps the port for a minute.
+sysctl -q net.ipv4.ip_local_port_range="32768 39999"
 wait_until "the server can be reached" eval "(: </dev/tcp/$SERVER/$TCP_PORT) 2>/dev/null"
+sysctl -q net.ipv4.ip_local_port_range="40000 60999"
 run_set
