@@ -382,10 +382,11 @@ impl Fabric for VerbsFabric {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        if !self.dirty.is_empty() || !self.hot.is_empty() || !self.early.is_empty() {
-            return Some(self.now);
-        }
-        let times = [self.timers.next(), self.rescan_at, self.sweep_at];
+        let has_work = !self.dirty.is_empty() || !self.hot.is_empty() || !self.early.is_empty();
+        // What is overdue comes first: whoever looks only at what was due before the last events
+        // would never get to it under load.
+        let work = has_work.then_some(self.now);
+        let times = [work, self.timers.next(), self.rescan_at, self.sweep_at];
         times.into_iter().flatten().min()
     }
 }
