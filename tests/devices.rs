@@ -244,7 +244,9 @@ fn trouble(test: &str, device: &str) {
         return;
     };
     if isolated(test) {
-        boot(test, &kernel, Bed::Wire, "devices", &settings(device));
+        let mut settings = settings(device);
+        settings.push(("WIRE", "switch".to_owned()));
+        boot(test, &kernel, Bed::Wire, "devices", &settings);
     }
 }
 

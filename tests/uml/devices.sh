@@ -102,6 +102,37 @@ check_unprivileged() {
     return "$result"
 }
 
+# --- addresses that move ---------------------------------------------------------------------------
+
+# move_server FROM TO: the address of the passive side goes to another interface of the switch
+move_server() {
+    ip addr del "$SERVER/24" dev "$1"
+    ip addr add "$SERVER/24" dev "$2"
+    ip rule del pref 10 iif "$1" to "$SERVER"
+    ip rule add pref 10 iif "$2" to "$SERVER" lookup local
+    ip route replace "$CLIENT" dev "$2" src "$SERVER" table 101
+    ip neigh flush dev veth1
+}
+
+listens_on() { [[ $(grep 'verbs: listening on' "$pong_log" | tail -n 1) == *"($1)" ]]; }
+
+# A listener takes connections on the device that has its address now.
+check_address_moves() {
+    ip link add veth2 type veth peer name port2
+    ip link set port2 master switch up
+    # Only the interface that has the address answers for it.
+    sysctl -q net.ipv4.conf.veth2.accept_local=1 net.ipv4.conf.veth2.rp_filter=0 \
+        net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.veth0.promote_secondaries=1
+    ip link set veth2 up
+    rdma link add "${FABRIC}2" type "$FABRIC" netdev veth2
+    move_server veth0 veth2
+    wait_until "ping listens on the other device" listens_on "${FABRIC}2" && ping_server || return
+    move_server veth2 veth0
+    wait_until "ping listens on the first device" listens_on "${FABRIC}0" && ping_server || return
+    remove_device "${FABRIC}2"
+    ip link del veth2
+}
+
 # --- links and devices that go and come back -------------------------------------------------------
 
 # has_said PATTERN [COUNT]: lines of the passive side's log
@@ -132,7 +163,8 @@ remove_device() {
     wait_until "$1 is removed" has_ended $!
 }
 
-listens_again() { has_said "verbs: listening on $pong_at" "$1"; }
+# Once more than `listened` lines say so.
+listens_again() { has_said "verbs: listening on $pong_at" $((listened + $1)); }
 
 # The connection ends, the device comes back, and the listener takes it.
 check_device_removed() {
@@ -162,7 +194,9 @@ set_devices() {
     check_device no_neighbour
     check_device port_by_device
     check_device unprivileged
+    check_device address_moves
     check_device link_down_and_up
+    listened=$(grep -c "verbs: listening on $pong_at" "$pong_log")
     check_device device_removed
     check_device last_device_removed
     kill "$pong_pid"

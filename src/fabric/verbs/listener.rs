@@ -21,6 +21,24 @@ struct Endpoint {
     id: CmId,
 }
 
+impl Endpoint {
+    /// Whether the address is still that of the device. An identifier that listens belongs to one
+    /// device, and nobody tells it that its address has gone to another one. What cannot be found
+    /// out is left alone.
+    fn has_its_address(&self, channel: &EventChannel) -> bool {
+        let mut address = self.address;
+        address.set_port(0);
+        let found = channel.id(0).and_then(|id| {
+            id.bind(address)?;
+            Ok(id.device())
+        });
+        match found {
+            Ok(device) => device == self.id.device(),
+            Err(error) => !is_no_device(&error),
+        }
+    }
+}
+
 /// A listener.
 pub(super) struct Listener {
     key: u64,
@@ -55,11 +73,13 @@ impl Listener {
         Ok(self.address)
     }
 
-    /// Starts to listen on addresses that have come, and stops on those that have gone.
+    /// Starts to listen on addresses that have come, and stops on those that have gone, or moved to
+    /// another device.
     pub(super) fn scan(&mut self, channel: &EventChannel) {
         let wanted = self.wanted();
+        self.failed.retain(|address, _| wanted.contains(address));
         self.endpoints.retain(|endpoint| {
-            let stays = wanted.contains(&endpoint.address);
+            let stays = wanted.contains(&endpoint.address) && endpoint.has_its_address(channel);
             if !stays {
                 info!("verbs: not listening on {} any more", endpoint.address);
             }
@@ -204,17 +224,23 @@ impl Listener {
 
 /// Binds an identifier to an address of a device.
 fn bind(id: &CmId, address: SocketAddr) -> Result<(), FabricError> {
-    id.bind(address).map_err(|error| {
-        match error.raw_os_error() {
-            // What the kernel says when no device has the address.
-            Some(libc::ENODEV | libc::EADDRNOTAVAIL) => no_device(address),
+    id.bind(address)
+        .map_err(|error| match error.raw_os_error() {
+            _ if is_no_device(&error) => no_device(address),
             Some(libc::EACCES) => FabricError::Os(
                 format!("{address}: ports below 1024 need CAP_NET_BIND_SERVICE"),
                 error,
             ),
             _ => FabricError::Os(format!("rdma_bind_addr to {address}"), error),
-        }
-    })
+        })
+}
+
+/// What the kernel says when no device has the address.
+fn is_no_device(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENODEV | libc::EADDRNOTAVAIL)
+    )
 }
 
 fn no_device(address: SocketAddr) -> FabricError {
