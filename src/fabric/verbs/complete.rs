@@ -123,12 +123,14 @@ impl Conn {
         let Some(recv) = self.recvs.pop_front() else {
             return Ok(());
         };
+        // Messages are sends ([MS-SMBD] 2.2); an RDMA WRITE puts nothing into this memory.
+        let is_foreign = status == Status::Success && completion.is_write;
+        let is_good = status == Status::Success && !is_foreign;
         // A message may overtake the event that the connection is up.
-        if status == Status::Success && self.phase == Phase::Accepting {
+        if is_good && self.phase == Phase::Accepting {
             self.notify_established();
             self.establish(Vec::new(), events);
         }
-        let is_good = status == Status::Success;
         let known = |token: &u32| self.registrations.contains_key(token);
         let invalidated = completion
             .invalidated
@@ -148,6 +150,10 @@ impl Conn {
             invalidated,
             status: if is_good { status } else { Status::Flushed },
         });
+        if is_foreign {
+            let text = "the peer sent an RDMA WRITE with immediate data".to_owned();
+            return Err(EndReason::Protocol(text));
+        }
         Ok(())
     }
 

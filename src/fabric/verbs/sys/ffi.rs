@@ -358,6 +358,7 @@ pub(super) const IBV_WR_BIND_MW: c_int = 8;
 pub(super) const IBV_WR_SEND_WITH_INV: c_int = 9;
 pub(super) const IBV_SEND_SIGNALED: c_uint = 1 << 1;
 pub(super) const IBV_SEND_INLINE: c_uint = 1 << 3;
+pub(super) const IBV_WC_RECV_RDMA_WITH_IMM: c_int = 129;
 pub(super) const IBV_WC_WITH_INV: c_uint = 1 << 3;
 pub(super) const IBV_WC_IP_CSUM_OK: c_uint = 1 << 2;
 pub(super) const IBV_EVENT_CQ_ERR: c_int = 0;
@@ -558,7 +559,8 @@ mod tests {
         same!(value IBV_TRANSPORT_IB IBV_TRANSPORT_IWARP IBV_DEVICE_MEM_MGT_EXTENSIONS IBV_QPT_RC
             IBV_ACCESS_LOCAL_WRITE IBV_ACCESS_REMOTE_WRITE IBV_ACCESS_REMOTE_READ
             IBV_WR_RDMA_WRITE IBV_WR_SEND IBV_WR_RDMA_READ IBV_WR_SEND_WITH_INV
-            IBV_SEND_SIGNALED IBV_SEND_INLINE IBV_WC_WITH_INV IBV_WC_IP_CSUM_OK RDMA_PS_TCP);
+            IBV_SEND_SIGNALED IBV_SEND_INLINE IBV_WC_RECV_RDMA_WITH_IMM IBV_WC_WITH_INV
+            IBV_WC_IP_CSUM_OK RDMA_PS_TCP);
         c
     }
 

@@ -266,6 +266,7 @@ impl Qp {
                 wr_id: from.wr_id,
                 outcome: Outcome::from_raw(from.status),
                 len: from.byte_len,
+                is_write: from.opcode == ffi::IBV_WC_RECV_RDMA_WITH_IMM,
                 invalidated: (from.wc_flags & ffi::IBV_WC_WITH_INV != 0)
                     .then_some(from.invalidated_rkey),
                 maybe_invalidated: (from.wc_flags & ffi::IBV_WC_IP_CSUM_OK != 0)
@@ -350,6 +351,9 @@ pub(in crate::fabric::verbs) struct Completion {
     pub(in crate::fabric::verbs) outcome: Outcome,
     /// Bytes received.
     pub(in crate::fabric::verbs) len: u32,
+    /// Of a receive that succeeded: it was used up by an RDMA WRITE with immediate data, so those
+    /// bytes are elsewhere.
+    pub(in crate::fabric::verbs) is_write: bool,
     /// The token that the peer has invalidated.
     pub(in crate::fabric::verbs) invalidated: Option<u32>,
     /// The same, if that is a token: rxe hands the kernel's flags on, where another bit means it
@@ -362,6 +366,7 @@ impl Completion {
         wr_id: 0,
         outcome: Outcome::Success,
         len: 0,
+        is_write: false,
         invalidated: None,
         maybe_invalidated: None,
     };
