@@ -11,7 +11,7 @@ use super::conn::Phase;
 use super::listener::Listener;
 use super::post::PostError;
 use super::sys::CmId;
-use super::{has_devices, limits, Entry, VerbsFabric, BIND_PATIENCE};
+use super::{has_devices, limits, Entry, VerbsFabric};
 use crate::fabric::{EndReason, FabricEvent};
 
 impl VerbsFabric {
@@ -37,23 +37,32 @@ impl VerbsFabric {
 
     /// A window cannot be given back while the device is about to bind it. That takes no time, but
     /// the completion has to be looked for; and a device that does not bind in time loses the
-    /// connection, so that the peer cannot use the token later.
+    /// connection, so that the peer cannot use the token later. Nobody else is served meanwhile, so
+    /// there is not much time for all connections together.
     pub(super) fn await_bind(&mut self, key: u64, token: u32) {
-        let give_up = Instant::now() + BIND_PATIENCE;
+        let began = Instant::now();
+        let patience = self.bind_patience.left(began);
         let mut events = std::mem::take(&mut self.early);
         while let Some(Entry::Conn(conn)) = self.slots.get_mut(key) {
             if !conn.is_being_bound(token) {
                 break;
             }
-            let late = Instant::now() > give_up;
+            let before = conn.phase;
+            let late = began.elapsed() >= patience;
             let reason = match conn.poll(&mut events) {
-                Ok(_) if !late => continue,
-                Ok(_) => EndReason::Transport("a memory window is not bound".to_owned()),
+                Ok(Found::Nothing) if late => {
+                    EndReason::Transport("a memory window is not bound".to_owned())
+                }
+                Ok(_) => {
+                    self.phase_was(key, before);
+                    continue;
+                }
                 Err(reason) => reason,
             };
             self.end(key, reason, &mut events);
         }
         self.early = events;
+        self.bind_patience.spend(Instant::now());
         // What was done meanwhile may have made room.
         self.mark(key, None);
     }
@@ -118,19 +127,10 @@ impl VerbsFabric {
         }
         let is_hot = found == Ok(Found::Some);
         conn.is_hot = is_hot;
-        let after = conn.phase;
         match found {
             Err(reason) => self.end(key, reason, events),
             Ok(_) => {
-                match (before, after) {
-                    // A message came before rdma_cm has told that the connection is up.
-                    (Phase::Accepting, Phase::Open) => self.is_set_up(key),
-                    (Phase::Broken, _) => {}
-                    (_, Phase::Broken) => {
-                        self.set_deadline(key, Some(self.now + self.config.close_timeout));
-                    }
-                    _ => {}
-                }
+                self.phase_was(key, before);
                 // Room in the queues, or the end of draining.
                 if is_hot {
                     self.mark(key, None);
@@ -138,6 +138,22 @@ impl VerbsFabric {
             }
         }
         is_hot
+    }
+
+    /// What follows from a look at a completion queue that has changed the phase.
+    fn phase_was(&mut self, key: u64, before: Phase) {
+        let Some(Entry::Conn(conn)) = self.slots.get(key) else {
+            return;
+        };
+        match (before, conn.phase) {
+            // A message came before rdma_cm has told that the connection is up.
+            (Phase::Accepting, Phase::Open) => self.is_set_up(key),
+            (Phase::Broken, _) => {}
+            (_, Phase::Broken) => {
+                self.set_deadline(key, Some(self.now + self.config.close_timeout));
+            }
+            _ => {}
+        }
     }
 
     /// Listeners follow the addresses and devices of the host.
@@ -170,7 +186,7 @@ impl VerbsFabric {
         self.rescan_at = is_needed.then(|| self.now + self.config.rescan);
     }
 
-    /// Watches all devices that are listened on.
+    /// Watches all devices that are listened on, also those that could not be watched before.
     pub(super) fn watch_listeners(&mut self) {
         let listeners = self.slots.iter().filter_map(|(_, entry)| match entry {
             Entry::Listener(listener) => Some(listener),
@@ -178,7 +194,7 @@ impl VerbsFabric {
         });
         let new = |id: &&CmId| {
             id.device()
-                .is_some_and(|it| !self.watched.contains_key(&it))
+                .is_some_and(|it| !matches!(self.watched.get(&it), Some(Some(_))))
         };
         let ids: Vec<CmId> = listeners
             .flat_map(Listener::ids)
@@ -186,7 +202,7 @@ impl VerbsFabric {
             .cloned()
             .collect();
         for id in ids {
-            self.watch(&id);
+            self.try_to_watch(&id);
         }
     }
 

@@ -1,7 +1,9 @@
 #![forbid(unsafe_code)]
-//! RLIMIT_MEMLOCK: what the fabric may pin, and what to say when it is too little.
+//! What the fabric may pin, RLIMIT_MEMLOCK, and what to say when it is too little; and how long it may
+//! stand still.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
@@ -50,9 +52,64 @@ pub(super) fn explain(error: io::Error, what: &str, bytes: usize) -> FabricError
     FabricError::Os(text, error)
 }
 
+/// The longest wait for devices to bind memory windows.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// Of all time, waits may take one part in so many.
+const WAITING_SHARE: u32 = 20;
+
+/// How long the fabric may stand still for one connection. Nobody is served meanwhile, so many
+/// connections to peers that are gone must not take the time of all others.
+pub(super) struct Patience {
+    left: Duration,
+    /// When that was so.
+    at: Instant,
+}
+
+impl Patience {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            left: LONGEST_WAIT,
+            at: now,
+        }
+    }
+
+    /// How long a wait may be that begins now.
+    pub(super) fn left(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.at);
+        self.left = LONGEST_WAIT.min(self.left + passed / WAITING_SHARE);
+        self.at = now;
+        self.left
+    }
+
+    /// The wait is over that began at the last call of [`left`](Self::left).
+    pub(super) fn spend(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.at);
+        self.left = self.left.saturating_sub(passed);
+        self.at = now;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_take_a_small_part_of_the_time() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let ms = Duration::from_millis;
+        let mut patience = Patience::new(start);
+        assert_eq!(patience.left(after(0)), ms(500));
+        patience.spend(after(200));
+        assert_eq!(patience.left(after(200)), ms(300));
+        patience.spend(after(600));
+        assert_eq!(patience.left(after(600)), ms(0), "longer than it may");
+        patience.spend(after(600));
+        assert_eq!(patience.left(after(2600)), ms(100), "a twentieth");
+        patience.spend(after(2600));
+        assert_eq!(patience.left(after(100_000)), ms(500), "and no more");
+    }
 
     #[test]
     fn a_small_limit_is_named_with_its_cure() {

@@ -46,13 +46,14 @@ mod watch;
 use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::info;
 
 pub use config::VerbsConfig;
 
 use self::conn::Conn;
+use self::limits::Patience;
 use self::listener::Listener;
 use self::post::PostTools;
 use self::sys::{CmId, DeviceId, EventChannel};
@@ -99,6 +100,8 @@ pub struct VerbsFabric {
     watched: HashMap<DeviceId, Option<u64>>,
     /// RLIMIT_MEMLOCK was found to be enough.
     is_limit_checked: bool,
+    /// How long may be waited for windows to be bound.
+    bind_patience: Patience,
     /// It was told that a device does not moderate events.
     is_moderation_told: bool,
     /// What was told last of why listeners have no device.
@@ -133,6 +136,7 @@ impl VerbsFabric {
             goodbyes: VecDeque::new(),
             watched: HashMap::new(),
             is_limit_checked: false,
+            bind_patience: Patience::new(Instant::now()),
             is_moderation_told: false,
             told_missing: String::new(),
             rescan_at: None,
@@ -254,5 +258,27 @@ fn has_devices() -> bool {
     std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut it| it.next().is_some())
 }
 
-/// How long a device may take to bind a memory window.
-const BIND_PATIENCE: Duration = Duration::from_millis(500);
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fabric::Fabric;
+    use crate::sys::Poller;
+
+    #[test]
+    fn what_is_overdue_is_not_hidden_by_work() {
+        let poller = Poller::new().unwrap();
+        let mut fabric = VerbsFabric::new(poller.registry(1), VerbsConfig::default()).unwrap();
+        assert_eq!(fabric.next_timeout(), None);
+        let due = fabric.now;
+        let later = due + Duration::from_secs(1);
+        fabric.now = later;
+        fabric.dirty.push(0);
+        assert_eq!(fabric.next_timeout(), Some(later));
+        for at in [due, later + Duration::from_secs(1)] {
+            fabric.rescan_at = Some(at);
+            assert_eq!(fabric.next_timeout(), Some(at.min(later)));
+        }
+    }
+}

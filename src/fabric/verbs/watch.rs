@@ -10,7 +10,6 @@
 //! and rxe), the kernel takes the device's file away and waits for its users to let go, without a
 //! word to them; so it is looked for from time to time.
 
-use std::collections::hash_map::Entry as MapEntry;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -38,16 +37,22 @@ pub(super) struct Watch {
 }
 
 impl VerbsFabric {
-    /// Watches the device of an identifier, if it is not watched already.
+    /// Watches the device of a connection, unless that was tried already.
     pub(super) fn watch(&mut self, id: &CmId) {
+        let is_known = |device| self.watched.contains_key(&device);
+        if !id.device().is_some_and(is_known) {
+            self.try_to_watch(id);
+        }
+    }
+
+    /// Watches the device of an identifier, if it is not watched.
+    pub(super) fn try_to_watch(&mut self, id: &CmId) {
         let Some(device) = id.device() else {
             return;
         };
-        let MapEntry::Vacant(place) = self.watched.entry(device) else {
+        if let Some(Some(_)) = self.watched.get(&device) {
             return;
-        };
-        // Known from now on, so that a failure is told once.
-        place.insert(None);
+        }
         let name = id.device_name().unwrap_or_default();
         match self.start_watch(id, device, &name) {
             Ok(key) => {
@@ -55,7 +60,12 @@ impl VerbsFabric {
                 let rescan = self.now + self.config.rescan;
                 self.rescan_at.get_or_insert(rescan);
             }
-            Err(error) => warn!("verbs: {name}: its asynchronous events are not read: {error}"),
+            Err(error) => {
+                // Known from now on, so that a failure is told once.
+                if self.watched.insert(device, None).is_none() {
+                    warn!("verbs: {name}: its asynchronous events are not read: {error}");
+                }
+            }
         }
     }
 
