@@ -130,6 +130,11 @@ fn answer(server: &mut Server, question: &str) -> Result<String, String> {
             server.restart_smbd();
             Ok(String::new())
         }
+        ("pause-engine", _) => {
+            let engine = server.engine.as_ref().expect("was started");
+            send_signal(engine.pid(), Signal::STOP);
+            Ok(String::new())
+        }
         ("restart-engine", _) => {
             let engine = server.engine.take().expect("was started");
             engine.kill(Signal::KILL);

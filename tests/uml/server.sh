@@ -23,6 +23,7 @@ wait_until() {
 # server restart-smbd           SIGKILL to all smbds, and a new one
 # server end-channel N           ends a client's Nth connection in good order
 # server cut-channel N           cuts it off
+# server pause-engine           SIGSTOP to the engine
 # server restart-engine         SIGKILL to the engine, and a new one
 server() {
     local answer
@@ -127,6 +128,8 @@ guest_restart_smbd() {
     wait_until "smbd is gone" is_gone "$pid"
     start_smbd
 }
+
+guest_pause_engine() { kill -STOP "$(pid_of engine)"; }
 
 guest_restart_engine() {
     local pid
