@@ -34,7 +34,7 @@ command -v "$CARGO" >/dev/null 2>&1 || {
 # What is still missing after this is told by the tests that need it.
 scripts/deps.sh gcc=gcc g++=g++ make=make valgrind=valgrind tshark=tshark smbclient=smbclient \
     smbtorture=samba-testsuite ip=iproute2 unshare=util-linux mount.cifs=cifs-utils \
-    pgrep=procps ksmbd.mountd=ksmbd-tools /usr/include/rdma/rdma_cma.h=librdmacm-dev \
+    pgrep=procps /lib/systemd/systemd=systemd ksmbd.mountd=ksmbd-tools /usr/include/rdma/rdma_cma.h=librdmacm-dev \
     /etc/libibverbs.d/siw.driver=ibverbs-providers ||
     echo "the tests that need them are skipped"
 

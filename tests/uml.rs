@@ -332,6 +332,17 @@ fn rxe_cut() {
     over_verbs("rxe_cut", "rxe", EVERYWHERE, "cut", &settings);
 }
 
+/// The engine as a service, under systemd itself.
+#[test]
+fn rxe_unit() {
+    let systemd = ("/lib/systemd/systemd", "systemd");
+    if kernel_and_tools("rxe_unit", &[systemd]).is_some() {
+        let template = common::root().join("systemd/smbdirect.service.in");
+        let unit = ("UNIT", template.display().to_string());
+        over_verbs("rxe_unit", "rxe", EVERYWHERE, "unit", &[unit]);
+    }
+}
+
 /// One engine with both fabrics, and clients on both.
 #[test]
 fn siw_mixed() {

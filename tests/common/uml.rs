@@ -454,6 +454,7 @@ fn write_settings(bed: Bed, set: &str, settings: &[(&str, String)], folder: &Pat
         ("LIBRARY", library().display().to_string()),
         ("PASSED", String::new()),
         ("WIRE", String::new()),
+        ("UNIT", String::new()),
         ("SMB_CONF", smb_conf()),
     ]);
     all.extend(settings.iter().cloned());

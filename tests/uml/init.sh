@@ -12,7 +12,7 @@
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C
 here=$(dirname "$0")
 # Lines go in and out as they are.
-stty -echo -onlcr
+[[ ! -t 0 ]] || stty -echo -onlcr
 exec 3<&0 4>&1 2>&1 </dev/null
 
 power_off() {
@@ -25,19 +25,23 @@ power_off_at_once() {
     # init must not end
     while :; do sleep 60; done
 }
-mount -t proc proc /proc || power_off
-mount -t sysfs sysfs /sys
-# `ip netns exec` copies all mounts; those that end here have to end there, too.
-mount --make-rshared /
-mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
-for folder in /run /tmp /mnt; do
-    mount -t tmpfs tmpfs "$folder"
-done
-[[ -e /dev/fd ]] || ln -s /proc/self/fd /dev/fd
-mkdir -p /dev/shm /mnt/share /mnt/host
-mount -t tmpfs tmpfs /dev/shm
-# This part of the host can be written.
-mount -t hostfs -o "$UML_FOLDER" none /mnt/host
+mount_all() {
+    mount -t proc proc /proc || power_off
+    mount -t sysfs sysfs /sys
+    # `ip netns exec` copies all mounts; those that end here have to end there, too.
+    mount --make-rshared /
+    mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
+    for folder in /run /tmp /mnt; do
+        mount -t tmpfs tmpfs "$folder"
+    done
+    [[ -e /dev/fd ]] || ln -s /proc/self/fd /dev/fd
+    mkdir -p /dev/shm /mnt/share /mnt/host
+    mount -t tmpfs tmpfs /dev/shm
+    # This part of the host can be written.
+    mount -t hostfs -o "$UML_FOLDER" none /mnt/host
+}
+under_systemd=${1:-}
+[[ $under_systemd ]] || mount_all
 trap power_off EXIT
 # shellcheck source=/dev/null
 . /mnt/host/settings
@@ -53,6 +57,8 @@ trap power_off EXIT
 . "$here/devices.sh"
 # shellcheck source=tests/uml/trouble.sh
 . "$here/trouble.sh"
+# shellcheck source=tests/uml/systemd.sh
+. "$here/systemd.sh"
 cd / || exit
 
 run_set() {
@@ -80,7 +86,12 @@ guest)
     ;;
 verbs)
     # The server has device 0, the client device 1.
-    make_wire && start_server_in_guest || exit
+    [[ $under_systemd ]] || make_wire || exit
+    if [[ $UNIT ]]; then
+        [[ $under_systemd ]] || become_systemd
+        start_engine() { start_unit; }
+    fi
+    start_server_in_guest || exit
     ;;
 esac
 if [[ -n $device ]]; then

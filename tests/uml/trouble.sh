@@ -199,7 +199,10 @@ cut_while_sending() {
         cat /run/proxy.log
         return 1
     }
-    ! wait $client
+    if wait $client; then
+        echo "the client takes a part of the file for all of it"
+        return 1
+    fi
     download
     cmp /tmp/large "$state/share/large"
     rm /tmp/large "$state/share/large"
