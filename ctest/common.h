@@ -367,6 +367,42 @@ static inline void send_and_wait(struct smbd_handle *handle,
 	CHECK(event.connection == connection);
 }
 
+/*
+ * Sends what is answered without a further call of this program; returns the
+ * answer. An RDMA device may tell of it before it tells that the send is done.
+ */
+static inline struct smbd_event send_and_get(struct smbd_handle *handle,
+					     uint64_t connection,
+					     const void *bytes,
+					     size_t length,
+					     void *buffer,
+					     uint32_t size)
+{
+	struct smbd_event event;
+	struct smbd_event answer;
+	int sent = 0;
+	int answered = 0;
+
+	memset(&answer, 0, sizeof(answer));
+	CHECK_EQ(send_bytes(handle, connection, 43, bytes, length), 1);
+	while (!sent || !answered) {
+		event = next_event(handle, buffer, size);
+		CHECK(event.connection == connection);
+		if (event.event == SMBD_EVENT_PDU_SENT) {
+			CHECK_EQ(event.status, 0);
+			CHECK_EQ(event.cookie, 43);
+			sent++;
+		} else {
+			CHECK_EQ(event.event, SMBD_EVENT_PDU_RECEIVED);
+			answer = event;
+			answered++;
+		}
+	}
+	CHECK_EQ(sent, 1);
+	CHECK_EQ(answered, 1);
+	return answer;
+}
+
 /* An SMB2 header ([MS-SMB2] 2.2.1.2). */
 static inline void make_header(uint8_t *pdu, uint8_t command, uint64_t message)
 {
@@ -404,13 +440,10 @@ struct pair {
 	uint64_t at_client;
 };
 
-/* Connects and sends NEGOTIATE; the server has not accepted yet. */
-static inline uint64_t begin_connection(struct smbd_handle *client,
-					uint16_t port,
-					uint8_t guid)
+/* Connects. */
+static inline uint64_t open_connection(struct smbd_handle *client, uint16_t port)
 {
 	struct smbd_connect_options options = connect_options(port);
-	uint8_t negotiate[NEGOTIATE_SIZE];
 	struct smbd_event event;
 	uint64_t connection = 0;
 
@@ -419,6 +452,17 @@ static inline uint64_t begin_connection(struct smbd_handle *client,
 	event = EXPECT(client, SMBD_EVENT_ATTACHED);
 	CHECK(event.connection == connection);
 	CHECK_EQ(event.flags, SMBD_EVENT_ACTIVE);
+	return connection;
+}
+
+/* Connects and sends NEGOTIATE; the server has not accepted yet. */
+static inline uint64_t begin_connection(struct smbd_handle *client,
+					uint16_t port,
+					uint8_t guid)
+{
+	uint64_t connection = open_connection(client, port);
+	uint8_t negotiate[NEGOTIATE_SIZE];
+
 	make_negotiate(negotiate, guid);
 	send_and_wait(client, connection, negotiate, sizeof(negotiate));
 	return connection;

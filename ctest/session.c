@@ -101,10 +101,14 @@ static uint32_t negotiate_with_engine(struct smbd_handle *client,
 				      uint8_t *response,
 				      uint32_t size)
 {
+	uint64_t connection = open_connection(client, port);
+	uint8_t request[NEGOTIATE_SIZE];
 	struct smbd_event event;
 
-	*out_connection = begin_connection(client, port, 0x33);
-	event = EXPECT_PDU(client, response, size);
+	*out_connection = connection;
+	make_negotiate(request, 0x33);
+	event = send_and_get(client, connection, request, sizeof(request),
+			     response, size);
 	CHECK(event.length > 64 + 64);
 	CHECK(memcmp(response, "\xfeSMB", 4) == 0);
 	CHECK_EQ(response[12], 0);
@@ -162,9 +166,8 @@ static void test_by_session(struct smbd_handle *server,
 	negotiate_with_engine(client, port, &connection, response,
 			      sizeof(response));
 	make_session_setup(setup, session_id + 1);
-	CHECK_EQ(send_bytes(client, connection, 1, setup, sizeof(setup)), 1);
-	EXPECT(client, SMBD_EVENT_PDU_SENT);
-	event = EXPECT_PDU(client, got, sizeof(got));
+	send_and_get(client, connection, setup, sizeof(setup), got,
+		     sizeof(got));
 	CHECK_EQ(got[12], 1);
 	CHECK(memcmp(got + 8, "\0\0\0\0", 4) != 0);
 	event = EXPECT(client, SMBD_EVENT_DISCONNECTED);
