@@ -1,5 +1,6 @@
 #!/bin/bash
-# The first process of the guest: makes it usable, runs one set of checks and powers off.
+# The first process of the guest: makes it usable, runs one set of checks and powers off. With a unit to
+# run it becomes systemd instead, which runs it again, with `under-systemd`, as a service (systemd.sh).
 #
 # Its root is the host's file system, read only; UML_FOLDER, given on the kernel's command line, is
 # the test's folder on the host with a file `settings`. The console carries lines for the test:
