@@ -97,6 +97,15 @@ static void send_quietly(struct smbd_handle *handle,
 	CHECK_EQ(smbd_send_pdus(handle, &pdu, 1), 1);
 }
 
+/* A token holds for a peer that has been told of it by the connection. */
+static void tell_tokens(struct pair *pair)
+{
+	char buffer[16];
+
+	send_quietly(pair->client, pair->at_client, "tokens");
+	EXPECT_PDU(pair->server, buffer, sizeof(buffer));
+}
+
 int main(void)
 {
 	struct pair pair = connect_pair();
@@ -126,6 +135,7 @@ int main(void)
 		CHECK_EQ(descriptors[i].length, theirs[i].length);
 	}
 	test_refusals(&pair, &at_server, &descriptors[0]);
+	tell_tokens(&pair);
 
 	/* READ: both of the client's pieces into two of the server's. */
 	fill(client + theirs[0].offset, theirs[0].length, 4);
@@ -178,6 +188,7 @@ int main(void)
 
 	CHECK_OK(smbd_register_buffer(pair.client, pair.at_client, theirs,
 				      SMBD_ACCESS_REMOTE_WRITE, descriptors));
+	tell_tokens(&pair);
 
 	/* A lazy one that has ended comes with the next event. A device may
 	 * end it after the peer's answer: it waits for an acknowledgement. */

@@ -78,6 +78,7 @@
  * status than 0, PDUs that were told as sent may not have reached the peer.
  * What must not be lost needs an answer of the peer, or a second connection
  * after SMBD_EVENT_DISCONNECTED.
+ * With an RDMA device the peer's answer may be told before this event.
  */
 #define SMBD_EVENT_PDU_SENT 2
 
@@ -1208,7 +1209,9 @@ int smbd_set_lazy(struct smbd_handle *handle,
 
 /**
  * Lets the peer of one connection read or write a piece of the RDMA buffers ([MS-SMBD] 3.1.4.3).
- * A client needs it.
+ * A client needs it. The token holds for a peer that has got a PDU which was given to smbd_send_pdus
+ * afterwards: on an RDMA device that may bind a memory window, PDUs wait for the binding. A peer that
+ * learns the token by another way may use it too early, which ends the connection.
  *
  * Parameters: handle; connection; segment; access: SMBD_ACCESS_*; out_descriptor: what to tell
  * the peer.

@@ -189,6 +189,9 @@ fn rdma(client: &mut Handle, active: u64, worker: &mut Handle, passive: u64) {
         length: length as u64,
     };
     let key = client.register(active, segment, true, true).unwrap();
+    // It holds for a peer that has been told of it by the connection.
+    send(client, active, 9, b"token");
+    assert_eq!(wait_for(worker, EventKind::PduReceived).1, b"token");
     let operations = [(false, worker_at), (true, worker_at + (1 << 20))];
     for (cookie, (is_read, offset)) in operations.into_iter().enumerate() {
         let segments = [Segment {

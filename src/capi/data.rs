@@ -146,7 +146,9 @@ pub unsafe extern "C" fn smbd_set_lazy(handle: *mut smbd_handle, lazy: c_int) ->
 }
 
 /// Lets the peer of one connection read or write a piece of the RDMA buffers ([MS-SMBD] 3.1.4.3).
-/// A client needs it.
+/// A client needs it. The token holds for a peer that has got a PDU which was given to smbd_send_pdus
+/// afterwards: on an RDMA device that may bind a memory window, PDUs wait for the binding. A peer that
+/// learns the token by another way may use it too early, which ends the connection.
 ///
 /// Parameters: handle; connection; segment; access: SMBD_ACCESS_*; out_descriptor: what to tell
 /// the peer.

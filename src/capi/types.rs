@@ -170,6 +170,7 @@ pub const SMBD_EVENT_PDU_RECEIVED: u32 = 1;
 /// status than 0, PDUs that were told as sent may not have reached the peer.
 /// What must not be lost needs an answer of the peer, or a second connection
 /// after SMBD_EVENT_DISCONNECTED.
+/// With an RDMA device the peer's answer may be told before this event.
 pub const SMBD_EVENT_PDU_SENT: u32 = 2;
 /// An RDMA READ of smbd_rdma_read_write ended; its data is in the area.
 pub const SMBD_EVENT_RDMA_READ_COMPLETE: u32 = 3;

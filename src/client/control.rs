@@ -122,7 +122,8 @@ impl Handle {
         Ok(token)
     }
 
-    /// Lets the peer of a connection reach a piece of the RDMA buffers.
+    /// Lets the peer of a connection reach a piece of the RDMA buffers. The token holds for a peer that
+    /// has got a PDU which was queued afterwards.
     pub fn register(
         &mut self,
         connection: u64,
