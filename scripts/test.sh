@@ -89,5 +89,18 @@ passed=$((passed + cargo_passed - early - elsewhere))
 failed=$((failed + cargo_failed))
 skipped=$((skipped + cargo_ignored + early))
 
+# Once more, and shortly, at the end: long output is often cut in the middle.
+if [ "$cargo_failed" -ne 0 ]; then
+    echo "== what the failed tests said first"
+    awk '
+        /^failures:$/ { inside = 1 }
+        /^test result:/ { inside = 0 }
+        inside && /^---- .* stdout ----$/ { print; panics = left = whys = 0; next }
+        inside && /^WHY: / { if (++whys <= 60) print substr($0, 1, 240); next }
+        inside && /panicked at / && ++panics <= 4 { left = 5 }
+        inside && left > 0 { left--; print substr($0, 1, 240) }
+    ' "$log"
+fi
+
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -179,6 +179,8 @@ pub(crate) fn isolated(test: &str) -> bool {
         .args(["--exact", test])
         .args(["--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
+        // What failed is told by the guest; where in the harness says nothing.
+        .env("RUST_BACKTRACE", "0")
         .env("TMPDIR", &folder)
         .output()
         .unwrap();
@@ -280,6 +282,10 @@ pub(crate) struct Guest {
     lines: Receiver<String>,
     console: String,
     log: File,
+    /// What the console says of checks that have failed.
+    why: Vec<String>,
+    /// Where in `console` the current check begins.
+    begin: usize,
 }
 
 impl Guest {
@@ -329,6 +335,8 @@ impl Guest {
             lines: read_lines(output),
             console: String::new(),
             log,
+            why: Vec::new(),
+            begin: 0,
         }
     }
 
@@ -345,9 +353,15 @@ impl Guest {
         loop {
             let event = self.next_event();
             let (kind, rest) = event.split_once(' ').unwrap_or((event.as_str(), ""));
+            if matches!(kind, "pass" | "stuck") {
+                self.begin = self.console.len();
+            }
             match kind {
                 "pass" => passed.push(rest.to_owned()),
-                "fail" => failed.push(rest.to_owned()),
+                "fail" => {
+                    self.keep_why(rest);
+                    failed.push(rest.to_owned());
+                }
                 "ask" => {
                     let reply = match answer(rest) {
                         Ok(reply) => format!("ok {reply}"),
@@ -433,10 +447,34 @@ impl Guest {
         }
     }
 
-    fn fail(&self, reason: &str) -> ! {
+    /// Keeps what the console says of a check that has failed: how it begins, where a program tells
+    /// what it found, and how it ends.
+    fn keep_why(&mut self, check: &str) {
+        const EACH: usize = 12;
+        let said = &self.console[self.begin..];
+        let lines: Vec<_> = said.lines().filter(|line| !line.is_empty()).collect();
+        self.why.push(check.to_owned());
+        for (at, line) in lines.iter().enumerate() {
+            let is_shown = at < EACH || at + EACH >= lines.len();
+            let tells = |line: &str| line.contains("panicked at") || line.contains("Kernel panic");
+            if is_shown || lines[at.saturating_sub(4)..=at].iter().any(|it| tells(it)) {
+                self.why.push(format!("    {line}"));
+            }
+        }
+        self.begin = self.console.len();
+    }
+
+    fn fail(&mut self, reason: &str) -> ! {
         let lines: Vec<_> = self.console.lines().collect();
         let end = lines.len().saturating_sub(400);
         println!("--- console of the guest\n{}", lines[end..].join("\n"));
+        if self.why.is_empty() {
+            self.keep_why(reason);
+        }
+        // `make test` shows these once more at its end.
+        for line in &self.why {
+            println!("WHY: {line}");
+        }
         panic!("{reason}");
     }
 }

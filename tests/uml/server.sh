@@ -54,9 +54,19 @@ status_json() { "$PROGRAM" status --json --socket "$state/engine.sock" 2>/dev/nu
 # sum_of FIELD JSON
 sum_of() { grep -oE "\"$1\": ?[0-9]+" <<<"$2" | awk -F: '{ sum += $2 } END { printf "%d", sum }'; }
 
+# As above; a busy machine may keep the engine from answering for a while.
+insist_on_status() {
+    local try
+    for try in {1..12}; do
+        ! status_json || return 0
+    done
+    echo "the engine does not answer, $try times" >&2
+    return 1
+}
+
 guest_counters() {
     local json
-    json=$(status_json) || return 1
+    json=$(insist_on_status) || return 1
     echo "$(sum_of rdma_read_bytes "$json") $(sum_of rdma_write_bytes "$json")" \
         "$(sum_of bytes_received "$json") $(sum_of bytes_sent "$json")" \
         "$(grep -o '"owner_pid": *[0-9]' <<<"${json##*\"connections\"}" | wc -l)"
