@@ -350,7 +350,7 @@ impl Guest {
         mut answer: impl FnMut(&str) -> Result<String, String>,
     ) -> Ended {
         let (mut passed, mut failed) = (Vec::new(), Vec::new());
-        loop {
+        let hangs = loop {
             let event = self.next_event();
             let (kind, rest) = event.split_once(' ').unwrap_or((event.as_str(), ""));
             if matches!(kind, "pass" | "stuck") {
@@ -369,39 +369,30 @@ impl Guest {
                     };
                     self.note(&format!("[host] {reply}"));
                     if writeln!(self.input, "{reply}").is_err() {
-                        self.fail("the guest has ended early");
+                        self.ended_early();
                     }
                 }
-                "end" => break,
+                "end" => break false,
                 "stuck" => {
                     // It powers off, which lets go of the tap.
                     self.process.wait();
                     println!("the kernel's client hangs, see tests/uml/README.md");
-                    return Ended {
-                        passed,
-                        hangs: true,
-                    };
+                    break true;
                 }
                 CRASHED => {
                     println!("the kernel's client crashed, see tests/uml/README.md");
-                    return Ended {
-                        passed,
-                        hangs: true,
-                    };
+                    break true;
                 }
                 _ => self.fail("an unknown event"),
             }
-        }
+        };
         if !failed.is_empty() {
             self.fail(&format!("failed: {}", failed.join(", ")));
         }
         if std::env::var_os("SMBDIRECT_TEST_KEEP").is_some() {
             println!("{}", self.console);
         }
-        Ended {
-            passed,
-            hangs: false,
-        }
+        Ended { passed, hangs }
     }
 
     /// The next line that is for the test.
@@ -415,7 +406,7 @@ impl Guest {
                 Err(RecvTimeoutError::Disconnected) if self.crashed_in_client() => {
                     return CRASHED.to_owned();
                 }
-                Err(RecvTimeoutError::Disconnected) => self.fail("the guest has ended early"),
+                Err(RecvTimeoutError::Disconnected) => self.ended_early(),
             };
             self.note(&line);
             if let Some((_, event)) = line.split_once("@@ ") {
@@ -462,6 +453,11 @@ impl Guest {
             }
         }
         self.begin = self.console.len();
+    }
+
+    fn ended_early(&mut self) -> ! {
+        let status = self.process.wait();
+        self.fail(&format!("the guest has ended early, {status}"));
     }
 
     fn fail(&mut self, reason: &str) -> ! {

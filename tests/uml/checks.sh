@@ -73,9 +73,11 @@ waiting_in_smbd() {
 # connection down and does not get on with it, or a process waits at one place. That is for the test to
 # know.
 watch() {
-    local down=0 same=0 waiting='' now still
+    local down=0 same=0 rounds=0 waiting='' now still
     while ((down < 4 && same < 4)); do
         sleep 3
+        # Long before the test loses its patience
+        ((++rounds != 100)) || show_everybody
         if is_going_down 2>/dev/null; then
             down=$((down + 1))
         else
@@ -90,11 +92,26 @@ watch() {
             [[ -n $now ]] || same=0
         fi
     done
+    # What this says it says to its end.
+    trap '' TERM
     sed -n '/SMBDirect/,/MR mr_ready/p' /proc/fs/cifs/DebugData
     show_blocked
     show_server
     echo "@@ stuck"
     power_off_at_once
+}
+
+# For a check that takes very long, and goes on: who waits where, and what the server has.
+show_everybody() {
+    local process
+    echo "--- this check takes long"
+    sed -n '/SMBDirect/,$p' /proc/fs/cifs/DebugData
+    for process in $(pgrep 'cifsd|filecheck|mount|smbd|kworker|cp|diff|rm'); do
+        echo "--- $process $(<"/proc/$process/comm")"
+        cat "/proc/$process/stack"
+    done 2>/dev/null
+    status_json
+    show_server
 }
 
 # Where kernel threads and processes wait uninterruptibly.
@@ -122,8 +139,10 @@ unmount() {
     wait_until "the connections end" is_unused
 }
 
+# Not before the connection is gone: the client may take it down late, and then hit a new one that has
+# its place in memory (README.md, The crash).
 remount() {
-    umount "$share"
+    unmount
     mount_share "$1"
 }
 
@@ -421,6 +440,12 @@ set_protected() {
         check "large_file_$way" with $options large_file $options
         check "parallel_files_$way" with $options parallel_files
     done
+    check signatures_hold signatures_hold
+}
+
+# The client tells of a wrong signature, and takes the response all the same.
+signatures_hold() {
+    if dmesg | grep -E 'sign fail|signature verification'; then return 1; fi
 }
 
 # --- several channels ----------------------------------------------------------------------------

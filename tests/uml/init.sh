@@ -62,6 +62,12 @@ trap power_off EXIT
 . "$here/systemd.sh"
 cd / || exit
 
+start_server() {
+    start_server_in_guest || {
+        show_server
+        exit
+    }
+}
 run_set() {
     "set_$SET"
     echo "@@ end"
@@ -83,7 +89,7 @@ tap) device=vec0 ;;
 guest)
     device=veth0
     make_server_namespace
-    start_server_in_guest || exit
+    start_server
     ;;
 verbs)
     # The server has device 0, the client device 1.
@@ -92,7 +98,7 @@ verbs)
         [[ $under_systemd ]] || become_systemd
         start_engine() { start_unit; }
     fi
-    start_server_in_guest || exit
+    start_server
     ;;
 esac
 if [[ -n $device ]]; then
