@@ -38,8 +38,8 @@ static int child(struct smbd_handle *inherited, const uint8_t *token)
 	EXPECT(own, SMBD_EVENT_ATTACHED);
 	event = EXPECT_PDU(own, buffer, sizeof(buffer));
 	CHECK_EQ(event.length, NEGOTIATE_SIZE);
-	send_and_wait(own, connection, "from the child", 14);
-	event = EXPECT_PDU(own, buffer, sizeof(buffer));
+	send_and_get(own, connection, "from the child", 14, buffer,
+		     sizeof(buffer));
 	CHECK(memcmp(buffer, "bye", 3) == 0);
 	event = EXPECT(own, SMBD_EVENT_DISCONNECTED);
 	CHECK_EQ(event.status, -ECONNRESET);

@@ -101,6 +101,11 @@ impl Namespace {
             assert!(start.elapsed() < PATIENCE, "{address}: {all:?}");
         }
     }
+
+    /// The kernel tells of a link some time after its ends were set up.
+    fn until_rdma(&self, address: &str) {
+        self.until(address, |it| it.is_some_and(|it| it["rdma"] == true));
+    }
 }
 
 impl Drop for Namespace {
@@ -143,6 +148,7 @@ fn a_wildcard_counts_for_all_addresses_of_its_family() {
 
     let mut server = open_at(&host.socket, true);
     server.set_params(&Params::default()).unwrap();
+    host.until_rdma("192.0.2.1");
     let v4 = host.interface("192.0.2.1");
     assert_eq!(v4["rdma"], true, "{v4}");
     assert_eq!(v4["name"], "cable0");
@@ -190,6 +196,7 @@ fn a_specific_listener_counts_for_its_address() {
     };
     let mut server = open_at(&host.socket, true);
     server.set_params(&Params::default()).unwrap();
+    host.until_rdma("2001:db8::1");
     assert_eq!(host.interface("2001:db8::1")["port"], 5445);
     assert_eq!(host.interface("192.0.2.1")["rdma"], false);
     assert_eq!(host.interface("::1")["rdma"], false);
@@ -213,7 +220,7 @@ fn changes_of_the_host_are_seen() {
     };
     let mut server = open_at(&host.socket, true);
     server.set_params(&Params::default()).unwrap();
-    assert_eq!(host.interface("192.0.2.1")["rdma"], true);
+    host.until_rdma("192.0.2.1");
     host.inside(&["ip", "addr", "add", "192.0.2.77/24", "dev", "cable0"]);
     host.until("192.0.2.77", |it| it.is_some_and(|it| it["rdma"] == true));
     host.inside(&["ip", "link", "set", "cable1", "down"]);

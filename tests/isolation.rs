@@ -262,6 +262,7 @@ fn areas_of_a_user_are_bounded() {
     let error = loop {
         let options = smbdirect::client::OpenOptions {
             socket: engine.socket.clone(),
+            timeout: PATIENCE,
             ..Default::default()
         };
         match Handle::open(options) {

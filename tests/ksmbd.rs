@@ -524,7 +524,7 @@ fn a_small_client_refuses(server: &Ksmbd) {
 /// tests/uml/README.md; then our own timer is what ends it. An end that was sent is always taken.
 fn a_small_client_is_refused(server: &Ksmbd) {
     let mut least = Profile::small();
-    least.config.active.negotiate_timeout_active = Duration::from_secs(3);
+    least.config.active.negotiate_timeout_active = Duration::from_secs(15);
     for _ in 0..4 {
         let before = goodbyes_sent();
         let reason = server.refusal(&least);

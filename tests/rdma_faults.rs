@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use common::{
-    is_verbs, negotiate, open_at, send, test_kind, until_end, until_status, wait_for,
+    is_verbs, negotiate, open_at, send, status_at, test_kind, until_end, until_status, wait_for,
     wait_readable, PATIENCE,
 };
 use engine_process::{register, Bystanders, EngineProcess};
@@ -281,11 +281,12 @@ fn a_killed_worker() {
     let mut bystanders = Bystanders::new(&engine, address);
     let base = (engine.fds(), engine.areas());
     for direction in ["read", "write"] {
+        let before = status_at(&engine.socket).engine.counters.submissions;
         let (mut child, mut lines) = start_worker(&engine, direction);
         let peer = Peer::connect(address);
         assert!(lines.any(|line| line.unwrap().ends_with("in flight")));
         until_status(&engine.socket, "submitted", |s| {
-            s.engine.counters.submissions >= OPERATIONS
+            s.engine.counters.submissions >= before + OPERATIONS
         });
         child.kill().unwrap();
         child.wait().unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{
     binding, connect_and_send, connect_spec, negotiate, send, smb2_header, status_at, test_address,
-    test_fabric, until_end, until_status, wait_for, TestEngine,
+    test_fabric, until_end, until_status, wait_for, TestEngine, PATIENCE,
 };
 use smbdirect::client::{EventKind, Handle, OpenOptions};
 use smbdirect::engine::{Config, Listen};
@@ -59,6 +59,7 @@ impl Server {
         let options = OpenOptions {
             socket: self.engine.socket.clone(),
             area,
+            timeout: PATIENCE,
             ..Default::default()
         };
         Handle::open(options).unwrap()
@@ -350,6 +351,8 @@ fn a_connection_changes_hands() {
     send(new, moved, 6, b"\xfeSMB from the new owner");
     let got = wait_for(client, EventKind::PduReceived).1;
     assert_eq!(got, b"\xfeSMB from the new owner");
+    // A connection with work of its owner moves to nobody.
+    assert_eq!(wait_for(new, EventKind::PduSent).0.cookie, 6);
     // Back again.
     let back = new.export(moved).unwrap();
     let again = old.accept(back).unwrap();

@@ -162,8 +162,8 @@ fn goes_on_after_a_cut(address: IpAddr) {
         }
         ends.push((side, other, ours, theirs, shared, key, inboxes));
     }
-    let before = ["rxe0", "rxe1"].map(asked_again);
     cut(true);
+    let before = ["rxe0", "rxe1"].map(asked_again);
     let mut made = Vec::new();
     for (side, _, ours, _, _, key, _) in &ends {
         let (qp, id) = (*ours, *side as u64 * 10);

@@ -487,8 +487,17 @@ impl Server {
         Some(serde_json::from_slice(&output.stdout).expect("status --json prints JSON"))
     }
 
+    /// The same; a machine that stands still for a while may make the program give up, so it is asked
+    /// again.
     pub(crate) fn status(&self) -> Value {
-        self.try_status().expect("an engine answers")
+        let mut status = self.try_status();
+        holds_in_time(|| {
+            if status.is_none() {
+                status = self.try_status();
+            }
+            status.is_some()
+        });
+        status.expect("an engine answers")
     }
 
     /// The records of connections that have an owner.

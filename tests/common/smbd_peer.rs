@@ -467,6 +467,8 @@ impl SmbdPeer {
     /// Whether something has come, or the end, after a wait of at most this long.
     pub(crate) fn has_news(&mut self, wait: Duration) -> bool {
         let until = Instant::now() + wait;
+        // Looked at once also without time to wait.
+        self.step(Duration::ZERO);
         loop {
             if !self.raw.is_empty() || self.end.is_some() {
                 return true;
