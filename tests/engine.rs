@@ -112,9 +112,7 @@ fn a_pdu_each_way_and_rdma() {
         two,
     ];
     // A token holds for a peer that has been told of it by the connection.
-    let (pdu, bytes) = send(active, 4, b"tokens");
-    client.queue_bytes(&pdu, &bytes).unwrap();
-    client.submit().unwrap();
+    common::send(&mut client, active, 4, b"tokens");
     assert_eq!(wait_for(&mut worker, EventKind::PduReceived).1, b"tokens");
     let op = RdmaOp {
         connection: passive,

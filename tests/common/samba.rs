@@ -490,11 +490,9 @@ impl Server {
     /// The same; a machine that stands still for a while may make the program give up, so it is asked
     /// again.
     pub(crate) fn status(&self) -> Value {
-        let mut status = self.try_status();
+        let mut status = None;
         holds_in_time(|| {
-            if status.is_none() {
-                status = self.try_status();
-            }
+            status = self.try_status();
             status.is_some()
         });
         status.expect("an engine answers")

@@ -353,11 +353,11 @@ impl Guest {
         let hangs = loop {
             let event = self.next_event();
             let (kind, rest) = event.split_once(' ').unwrap_or((event.as_str(), ""));
-            if matches!(kind, "pass" | "stuck") {
-                self.begin = self.console.len();
-            }
             match kind {
-                "pass" => passed.push(rest.to_owned()),
+                "pass" => {
+                    self.begin = self.console.len();
+                    passed.push(rest.to_owned());
+                }
                 "fail" => {
                     self.keep_why(rest);
                     failed.push(rest.to_owned());

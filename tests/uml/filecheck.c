@@ -20,8 +20,9 @@
  *         These two try again when a call fails because the connection is lost.
  *
  * With FILECHECK_FLUSH in the environment, what was written goes to the server
- * before something is read or mapped to be read. Linux 6.12's client needs that where it
- * registers memory: it cannot read what is around written bytes of a page.
+ * before something is read or mapped to be read. Linux 6.12's client needs
+ * that where it registers memory: it cannot read what is around written bytes
+ * of a page. Before a mapping to write that is always so.
  *
  * Exit status: 0 good, 1 a difference or a failed call (told on standard
  * error), 2 wrong usage.
